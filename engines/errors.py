@@ -1,0 +1,10 @@
+"""The one error a user is meant to read."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input or environment. The message is one line: what was found, what was expected, what to do.
+
+    Commands print it as ``error: <message>`` on stderr and exit 1; anything else that escapes is a bug.
+    """

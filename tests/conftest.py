@@ -1,0 +1,15 @@
+"""Fixtures shared by every test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def micro_checkpoint() -> Path:
+    """The embedded, trained checkpoint."""
+    return ROOT / "bench" / "micro" / "checkpoint"
