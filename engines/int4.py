@@ -1,0 +1,52 @@
+"""The canonical 4-bit weight: integer codes with one scale per group of input columns, zero point 8.
+
+Every storage layout (engines.packing) is an exact, invertible rearrangement of this form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ZERO_POINT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Int4:
+    """A linear layer's weight [N, K] (N outputs, K inputs): `weight = (codes - 8) * scale of the group`.
+
+    codes: uint8 [N, K] in 0..15; scales: float16 or float32 [N, K // group_size]; groups run along K.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.floating]
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if self.codes.dtype != np.uint8 or self.codes.ndim != 2 or not self.codes.size:
+            raise ValueError(f"codes are {self.codes.dtype} {self.codes.shape}: expected uint8 [N, K]")
+        rows, columns = self.codes.shape
+        if self.group_size <= 0 or columns % self.group_size:
+            raise ValueError(f"{columns} columns do not divide into groups of {self.group_size}")
+        if self.scales.shape != (rows, columns // self.group_size):
+            raise ValueError(f"scales are {self.scales.shape}: expected {(rows, columns // self.group_size)}")
+        if self.scales.dtype not in (np.float16, np.float32):
+            raise ValueError(f"scales are {self.scales.dtype}: expected float16 or float32")
+        if self.codes.max() > 15:
+            raise ValueError(f"codes go up to {self.codes.max()}: expected 0..15")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K): outputs and inputs of the layer."""
+        rows, columns = self.codes.shape
+        return rows, columns
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weight the codes stand for, float32 [N, K]."""
+        rows, columns = self.codes.shape
+        grouped = self.codes.reshape(rows, -1, self.group_size).astype(np.float32)
+        grouped -= ZERO_POINT
+        grouped *= self.scales.astype(np.float32)[:, :, None]
+        return grouped.reshape(rows, columns)
