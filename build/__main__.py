@@ -1,0 +1,65 @@
+"""``python -m build``: all, plan, list, inspect, verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from engines.errors import UserError
+
+EPILOG = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed, 4 gate inconclusive"
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m build", epilog=EPILOG)
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    recipe = argparse.ArgumentParser(add_help=False)
+    recipe.add_argument("--recipe", default="micro", metavar="NAME|FILE", help="recipe to build (default: micro)")
+    recipe.add_argument("--model", metavar="DIR|HUB_ID@REVISION", help="checkpoint, instead of the recipe's")
+    recipe.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these, and what they are made from")
+    recipe.add_argument(
+        "--set", action="append", default=[], metavar="A.B=V", help="override a recipe field, for example evaluate.items=200"
+    )
+    out = argparse.ArgumentParser(add_help=False)
+    out.add_argument("--out", type=Path, default=Path("artifacts"), metavar="DIR", help="default: artifacts")
+    json_flag = argparse.ArgumentParser(add_help=False)
+    json_flag.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+    parents = [recipe, out, json_flag]
+    commands.add_parser("all", parents=parents, epilog=EPILOG, help="checkpoint to gated, published variants")
+    commands.add_parser("plan", parents=parents, help="what would run and why, and what it would need")
+    commands.add_parser("list", parents=[out, json_flag], help="the published variants with their facts")
+    inspect = commands.add_parser("inspect", parents=[json_flag], help="one manifest and its gate")
+    inspect.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    verify = commands.add_parser("verify", parents=[out, json_flag], help="check every hash again")
+    verify.add_argument("artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="default: every one below --out")
+    return main
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    from build import commands
+
+    try:
+        return int(getattr(commands, f"{options.command}_command")(options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot use{where}: {error.strerror or error}; nothing already built was changed", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to go on from here", file=sys.stderr)
+        return 130
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""A variant that passed becomes ``<out>/<model>/<variant>/``: its files, its manifest, and the evidence.
+
+Files are hard links into the store. The folder is replaced by renames, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from build.source import project_revision
+from build.store import Entry, link_or_copy, processor_name
+from engines.artifact import MANIFEST, Manifest, damage, hash_folder, write_json
+from engines.errors import UserError
+
+EVIDENCE = "evidence"
+
+
+def publish(artifact: Entry, evidence: Mapping[str, Path | str | dict[str, Any]], target: Path) -> Manifest:
+    """Puts ``artifact`` with its evidence (files, texts or JSON documents by name) at ``target``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for name in artifact.manifest.files:
+            link_or_copy(artifact.path / name, fresh / name)
+        folder = fresh / EVIDENCE
+        folder.mkdir()
+        for name, content in evidence.items():
+            if isinstance(content, Path):
+                link_or_copy(content, folder / name)
+            elif isinstance(content, str):
+                (folder / name).write_text(content)
+            else:
+                write_json(folder / name, content)
+        hashes = {f"{EVIDENCE}/{name}": file for name, file in hash_folder(folder, skip=frozenset()).items()}
+        source = {**artifact.manifest.source, **project_revision()}
+        manifest = artifact.manifest.model_copy(update={"evidence": hashes, "source": source})
+        manifest.write(fresh)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(fresh, target)
+        shutil.rmtree(old, ignore_errors=True)
+    return manifest
+
+
+def published(out: Path) -> list[Path]:
+    """Every published folder below ``out``, in order."""
+    return sorted(path.parent for path in out.glob(f"*/*/{MANIFEST}") if not path.parent.name.startswith("."))
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a published folder, one line each."""
+    try:
+        return damage(folder, Manifest.read(folder))
+    except UserError as error:
+        return [str(error)]
+
+
+def environment() -> dict[str, Any]:
+    """Where a measurement was made."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": processor_name(),
+        "memory_bytes": memory,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": sys.version.split()[0],
+        "packages": {item.name: item.version for item in sorted(distributions(), key=lambda item: item.name.lower())},
+        **project_revision(),
+    }

@@ -1,0 +1,171 @@
+"""Recipes: everything a build depends on, checked before any work starts.
+
+A recipe is YAML; unknown keys are refused. The JSON Schema is published as build/recipes/schema.json.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from bench.gate import Limits
+from engines.errors import UserError
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+
+Variant = Literal["fp16", "onnx-fp16", "gptq-int4", "gptq-int4-onnx", "awq-int4", "awq-int4-onnx"]
+# What each variant is made from; None is the checkpoint itself.
+MADE_FROM: dict[str, str | None] = {
+    "fp16": None,
+    "onnx-fp16": "fp16",
+    "gptq-int4": "fp16",
+    "gptq-int4-onnx": "gptq-int4",
+    "awq-int4": "fp16",
+    "awq-int4-onnx": "awq-int4",
+}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Quantize(Section):
+    group_size: Literal[32, 64, 128] = Field(32, description="Weights that share one scale.")
+    calibration: str = Field(
+        "default", description="`default` (the set that ships with the project) or a JSONL file of chat messages."
+    )
+    damping: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="GPTQ: fraction of the Hessian's mean diagonal added to its diagonal."
+    )
+    act_order: bool = Field(True, description="GPTQ: columns in the order of falling activation, groups kept static.")
+
+
+class Export(Section):
+    accuracy_level: Literal[0, 4] = Field(
+        4, description="INT4 matrix products on the CPU: 4 rounds activations to int8 (fast), 0 keeps them in fp32."
+    )
+
+
+class Evaluate(Section):
+    suite: str = Field("micro", description="`micro` (generated tasks with exact answers) or a JSONL file of items.")
+    items: PositiveInt = Field(1000, description="Held-out items each variant answers.")
+    seed: int = Field(0, description="Seed of the generated items.")
+    max_tokens: PositiveInt = Field(16, description="Longest answer, in tokens.")
+    batch_size: PositiveInt = Field(32, description="Items answered together.")
+    fidelity_items: PositiveInt = Field(
+        200, description="Items on which whole next-token distributions are compared with the baseline's."
+    )
+
+
+class Latency(Section):
+    requests: PositiveInt = Field(24, description="Different requests, the same for every arm.")
+    repeats: PositiveInt = Field(2, description="Times each arm answers each request, in mirrored order.")
+    output_tokens: Annotated[int, Field(ge=2)] = Field(16, description="Tokens generated for each request.")
+    warmup: PositiveInt = Field(2, description="Requests answered and thrown away before measuring.")
+
+
+class Recipe(Section):
+    name: str = Field(description="Name of the recipe.")
+    model: str = Field("embedded", description="`embedded`, a folder, or HUB_ID@REVISION.")
+    variants: tuple[Variant, ...] = Field(description="What to build, by label.")
+    quantize: Quantize = Field(default_factory=Quantize, description="How INT4 variants are made.")
+    export: Export = Field(default_factory=Export, description="How ONNX variants are made.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="How accuracy is measured.")
+    latency: Latency = Field(default_factory=Latency, description="How latency is measured.")
+    gate: Limits = Field(default_factory=Limits, description="What a variant must hold to be published.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Recipe:
+        if "fp16" not in self.variants:
+            raise ValueError("variants must include fp16: it is the baseline the others are gated against")
+        for variant in self.variants:
+            parent = MADE_FROM[variant]
+            if parent and parent not in self.variants:
+                raise ValueError(f"{variant} is made from {parent}; add {parent} to variants")
+        return self
+
+
+def load_recipe(
+    name: str, *, model: str | None = None, only: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> Recipe:
+    """Reads a recipe by name or file and applies what the command line says.
+
+    ``only`` keeps the named variants and what they are made from; ``overrides`` are ``section.field=value`` with the
+    value in YAML. Raises UserError with the first thing that is wrong.
+    """
+    named = RECIPES / f"{name}.yaml"
+    path = named if named.is_file() else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise UserError(f"no recipe {name!r}: expected one of {known}, or a YAML file")
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} holds {type(document).__name__}, expected a mapping of recipe fields")
+    for override in overrides:
+        _apply(document, override)
+    if model:
+        document["model"] = model
+    if only:
+        document["variants"] = _closure(only)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise UserError(_first_problem(error, path)) from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    dotted, equals, value = override.partition("=")
+    if not equals or not all(dotted.split(".")):
+        raise UserError(f"--set {override}: expected section.field=value, for example --set evaluate.items=200")
+    *sections, last = dotted.split(".")
+    target = document
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise UserError(f"--set {override}: {section} is not a section of the recipe")
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: {value!r} is not a YAML value") from None
+
+
+def _closure(only: Sequence[str]) -> list[str]:
+    wanted = {"fp16"}
+    for variant in only:
+        if variant not in MADE_FROM:
+            raise UserError(f"--only {variant}: no such variant; expected some of {', '.join(MADE_FROM)}")
+        name: str | None = variant
+        while name:
+            wanted.add(name)
+            name = MADE_FROM[name]
+    return [variant for variant in MADE_FROM if variant in wanted]
+
+
+def _first_problem(error: ValidationError, path: Path) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where, known_fields(), n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else f"; see the fields in {RECIPES.name}/schema.json"
+        return f"unknown recipe field {where}{hint}"
+    problem = first["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(first["input"], dict) or first["type"] == "missing" else f", found {first['input']!r}"
+    return f"recipe {path.name}: {where + ': ' if where else ''}{problem}{found}"
+
+
+def known_fields(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every field of a recipe as ``section.field``."""
+    names = []
+    for name, info in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            names += known_fields(info.annotation, f"{prefix}{name}.")
+    return names

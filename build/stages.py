@@ -1,0 +1,245 @@
+"""Each stage of a build as (the work it is, the function that does it).
+
+A stage writes files into ``out``, may keep resumable state in ``scratch``, and returns further manifest fields.
+What is heavy is imported when a stage runs, so that planning and cache hits stay light.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bench.gate import Limits
+from build.console import Console
+from build.recipe import MADE_FROM, Evaluate, Export, Quantize
+from build.source import Source
+from build.store import ROOT, Entry, Run, Work
+from engines.artifact import File, canonical_digest, hash_file, write_json
+from engines.config import ModelConfig
+from engines.errors import UserError
+
+DEFAULT_CALIBRATION = ROOT / "quantize" / "calibration.jsonl"
+KV_BYTES = 4  # onnxruntime's CPU attention keeps its cache in fp32
+
+Step = tuple[Work, Run]
+
+
+def checkpoint(source: Source) -> Step:
+    """Takes the checkpoint into the store: checked, and copied so that later edits of the source change nothing."""
+    from engines.checkpoint import Checkpoint
+
+    opened = Checkpoint.open(source.path)
+    files = {path.relative_to(source.path).as_posix(): path for path in opened.files()}
+    hashes = {name: hash_file(path).sha256 for name, path in sorted(files.items())}
+
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        for name, path in files.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / name)
+        engine = {"runtime": "transformers", "execution_provider": "CPU", "precision": "as stored"}
+        return {"source": _source_fields(source), "engine": engine}
+
+    work = Work(
+        stage="checkpoint",
+        name="fp16",
+        variant="fp16",
+        config={"repo": source.repo, "revision": source.revision, "license": source.license},
+        inputs={"files": canonical_digest(hashes)},
+        code=("build/stages.py", "engines/checkpoint.py", "engines/config.py"),
+        packages=("transformers", "torch"),
+    )
+    return work, run
+
+
+def quantized(method: str, base: Entry, source: Source, settings: Quantize, console: Console) -> Step:
+    """An INT4 checkpoint in the compressed-tensors layout."""
+    calibration = calibration_file(settings)
+
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        from quantize.checkpoint import quantize_checkpoint
+
+        with console.progress(f"{method} layers") as report:
+            receipt = quantize_checkpoint(
+                base.path,
+                out,
+                method=method,
+                group_size=settings.group_size,
+                calibration=calibration,
+                work_dir=scratch,
+                damping=settings.damping,
+                act_order=settings.act_order,
+                progress=report,
+            )
+        quantization = {
+            "method": method,
+            "bits": 4,
+            "group_size": settings.group_size,
+            "symmetric": True,
+            "components": ["decoder linears"],
+            "calibration": receipt.get("calibration", {}).get("sha256"),
+        }
+        return {"source": _source_fields(source), "quantization": quantization}
+
+    work = Work(
+        stage="quantize",
+        name=f"{method}-int4",
+        variant=f"{method}-int4",
+        config={"method": method, **settings.model_dump(exclude={"calibration"})},
+        inputs={"checkpoint": base.digest, "calibration": _file_digest(calibration)},
+        code=("build/stages.py", "engines", "quantize"),
+        packages=("torch", "transformers", "compressed-tensors", "numpy"),
+    )
+    return work, run
+
+
+def exported(variant: str, base: Entry, source: Source, settings: Export) -> Step:
+    """ONNX graphs of a checkpoint, dense or quantised."""
+
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        from engines.checkpoint import Checkpoint
+        from engines.export import export
+
+        export(Checkpoint.open(base.path), out, accuracy_level=settings.accuracy_level)
+        precision = "W4A16" if base.manifest.quantization else "W16A32"
+        engine = {"runtime": "onnxruntime", "execution_provider": "CPU", "precision": precision}
+        fields = {"source": _source_fields(source), "engine": engine}
+        return {**fields, "quantization": base.manifest.quantization} if base.manifest.quantization else fields
+
+    work = Work(
+        stage="export",
+        name=variant,
+        variant=variant,
+        config=settings.model_dump() if MADE_FROM[variant] != "fp16" else {},
+        inputs={"checkpoint": base.digest},
+        code=("build/stages.py", "engines"),
+        packages=("onnx", "onnxruntime", "numpy"),
+    )
+    return work, run
+
+
+def items(settings: Evaluate, quantize: Quantize) -> Step:
+    """The evaluation items, none of which the calibration set may hold."""
+    suite = Path(settings.suite)
+
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        from bench.tasks import load_suite, read_items, write_items
+
+        chosen = load_suite(settings.suite, settings.items, settings.seed)
+        seen = {item.id for item in read_items(calibration_file(quantize))}
+        shared = [item.id for item in chosen if item.id in seen]
+        if shared:
+            raise UserError(
+                f"{len(shared)} evaluation items are in the calibration set (first: {shared[0][:12]}); "
+                "a model must not be scored on what it was tuned on: change one of the two sets"
+            )
+        write_items(out / "items.jsonl", chosen)
+        return {}
+
+    work = Work(
+        stage="items",
+        name=suite.stem,
+        config={"suite": settings.suite, "items": settings.items, "seed": settings.seed},
+        inputs={"calibration": _file_digest(calibration_file(quantize))}
+        | ({"suite": _file_digest(suite)} if settings.suite != "micro" else {}),
+        code=("build/stages.py", "bench/tasks.py", "bench/micro"),
+        packages=("numpy", "pillow"),
+    )
+    return work, run
+
+
+def evaluated(
+    variant: str, artifact: Entry, asked: Entry, baseline: Entry | None, settings: Evaluate, console: Console
+) -> Step:
+    """Answers to every item, and how far the next-token distributions are from the baseline's."""
+
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        from bench.accuracy import evaluate, read_observations, write_observations
+        from bench.fidelity import compare, read_record, record, write_record
+        from bench.tasks import read_items
+        from engines.processor import Processor
+        from engines.session import open_session
+
+        questions = read_items(asked.path / "items.jsonl")
+        processor, session = Processor.load(artifact.path), open_session(artifact.path)
+        with console.progress(f"{variant} answers") as report:
+            observations = evaluate(
+                session,
+                processor,
+                questions,
+                max_tokens=settings.max_tokens,
+                batch_size=settings.batch_size,
+                progress=report,
+            )
+        write_observations(out / "observations.jsonl", observations)
+        reference = observations if baseline is None else read_observations(baseline.path / "observations.jsonl")
+        some = questions[: settings.fidelity_items]
+        recorded = record(session, processor, some, reference[: settings.fidelity_items])
+        if baseline is None:
+            write_record(out / "distributions.npz", recorded)
+        else:
+            fidelity = compare(
+                read_record(baseline.path / "distributions.npz"), recorded, reference, observations
+            )
+            write_json(out / "fidelity.json", fidelity.model_dump())
+        return {}
+
+    work = Work(
+        stage="evaluate",
+        name=variant,
+        config=settings.model_dump(exclude={"suite", "items", "seed"}),
+        inputs={"artifact": artifact.digest, "items": asked.digest}
+        | ({"baseline": baseline.digest} if baseline else {}),
+        code=("build/stages.py", "engines", "bench/accuracy.py", "bench/fidelity.py", "bench/tasks.py"),
+        packages=("onnxruntime", "torch", "transformers", "tokenizers", "numpy", "pillow"),
+        measures=True,
+    )
+    return work, run
+
+
+def memory(variant: str, artifact: Entry, limits: Limits) -> Step:
+    """Peak memory of a process that opens the variant and fills its context."""
+
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        from bench.resources import peak_memory
+
+        write_json(out / "memory.json", peak_memory(artifact.path, context=limits.context, batch=limits.batch).model_dump())
+        return {}
+
+    work = Work(
+        stage="memory",
+        name=variant,
+        config={"context": limits.context, "batch": limits.batch},
+        inputs={"artifact": artifact.digest},
+        code=("build/stages.py", "engines", "bench/resources.py"),
+        packages=("onnxruntime", "torch", "transformers", "tokenizers", "numpy"),
+        measures=True,
+    )
+    return work, run
+
+
+def calibration_file(settings: Quantize) -> Path:
+    return DEFAULT_CALIBRATION if settings.calibration == "default" else Path(settings.calibration)
+
+
+def kv_cache_bytes(config: ModelConfig, context: int, batch: int) -> int:
+    """Keys and values of every layer at fp32."""
+    text = config.text
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * context * batch * KV_BYTES
+
+
+def load_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _source_fields(source: Source) -> dict[str, Any]:
+    return {"repo": source.repo, "revision": source.revision, "license": source.license}
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        digest: File = hash_file(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return f"sha256:{digest.sha256}"

@@ -1,0 +1,220 @@
+"""A content-addressed store: each piece of work is done once, whole, and never trusted unread.
+
+``<root>/<stage>/<name>-<key>/`` holds what one piece of work made, with ``manifest.json`` written last. The key is the
+sha256 of everything the result depends on, so a hit is the same work, and a miss can say what changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from engines.artifact import MANIFEST, Manifest, canonical_digest, damage, hash_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Writes a stage's files into `out`, may keep resumable state in `scratch`, returns further fields of the manifest.
+Run = Callable[[Path, Path], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece of work and all it depends on. ``code`` and ``packages`` name what runs it."""
+
+    stage: str
+    name: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    code: tuple[str, ...]
+    packages: tuple[str, ...]
+    variant: str | None = None
+    measures: bool = False  # a measurement belongs to the processor that made it, a conversion to its architecture
+
+    @functools.cached_property
+    def stage_version(self) -> str:
+        return code_version(self.code)
+
+    @functools.cached_property
+    def toolchain(self) -> dict[str, str]:
+        tools = {package: version(package) for package in sorted(self.packages)}
+        tools["python"] = ".".join(map(str, sys.version_info[:2]))
+        tools["device"] = processor_name() if self.measures else platform.machine()
+        return tools
+
+    @functools.cached_property
+    def key(self) -> str:
+        return canonical_digest(
+            {
+                "stage": self.stage,
+                "name": self.name,
+                "version": self.stage_version,
+                "config": self.config,
+                "inputs": self.inputs,
+                "toolchain": self.toolchain,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished piece of work in the store."""
+
+    path: Path
+    manifest: Manifest
+    cached: bool
+    reason: str
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+
+@dataclass
+class Store:
+    """Folders keyed by work. ``say`` gets one line for each thing worth telling."""
+
+    root: Path
+    say: Callable[[str], None] = field(default=lambda line: None)
+
+    def folder(self, work: Work) -> Path:
+        return self.root / work.stage / f"{work.name}-{work.key.removeprefix('sha256:')[:16]}"
+
+    def find(self, work: Work) -> Entry | str:
+        """The finished work, or in one line why it must be done."""
+        folder = self.folder(work)
+        if not (folder / MANIFEST).is_file():
+            return self._why_missing(work)
+        manifest = Manifest.read(folder)
+        broken = damage(folder, manifest)
+        return f"damaged: {broken[0]}" if broken else Entry(folder, manifest, cached=True, reason="cache hit")
+
+    def do(self, work: Work, run: Run) -> Entry:
+        """Returns the finished work, doing it first where it must be done. Safe beside other runs on the same store."""
+        folder = self.folder(work)
+        locks = self.root / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{work.stage}-{folder.name}.lock")
+        if not lock.acquire(blocking=False):
+            self.say(f"{work.stage} {work.name}: another run is doing this, waiting for it")
+            lock.acquire()
+        try:
+            found = self.find(work)
+            if isinstance(found, Entry):
+                self.say(f"{work.stage} {work.name}: cache hit")
+                return found
+            self.say(f"{work.stage} {work.name}: {found}")
+            return self._run(work, run, folder, reason=found)
+        finally:
+            lock.release()
+
+    def _run(self, work: Work, run: Run, folder: Path, reason: str) -> Entry:
+        partial = folder.with_name(f".{folder.name}.partial")
+        out, scratch = partial / "out", partial / "scratch"
+        _remove(out)
+        out.mkdir(parents=True)
+        scratch.mkdir(exist_ok=True)
+        began = time.monotonic()
+        fields = run(out, scratch)
+        manifest = Manifest(
+            name=work.name,
+            variant=work.variant,
+            stage=work.stage,
+            stage_version=work.stage_version,
+            key=work.key,
+            config=dict(work.config),
+            inputs=dict(work.inputs),
+            files=hash_folder(out),
+            packages=work.toolchain,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - began, 3),
+            host=socket.gethostname(),
+            **fields,
+        )
+        # Published files are hard links to these: read-only, so that an edit in place does not reach both.
+        for path in out.rglob("*"):
+            if path.is_file():
+                path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+        manifest.write(out)
+        _remove(folder)
+        os.replace(out, folder)
+        _remove(partial)
+        return Entry(folder, manifest, cached=False, reason=reason)
+
+    def _why_missing(self, work: Work) -> str:
+        """Compares with the newest finished work of the same stage and name."""
+        finished = sorted(
+            (self.root / work.stage).glob(f"{work.name}-*/{MANIFEST}"), key=lambda path: path.stat().st_mtime
+        )
+        before = [Manifest.read(path.parent) for path in finished if len(path.parent.name) == len(work.name) + 17]
+        if not before:
+            return "not built yet"
+        return "rebuilt: " + "; ".join(_differences(before[-1], work) or ["its key changed"])
+
+
+def _differences(old: Manifest, work: Work) -> list[str]:
+    changes = []
+    for role in sorted({*old.inputs, *work.inputs}):
+        if old.inputs.get(role) != work.inputs.get(role):
+            changes.append(f"input {role} changed")
+    for name in sorted({*old.config, *work.config}):
+        was, now = old.config.get(name), work.config.get(name)
+        if was != now:
+            changes.append(f"{name} {was!r} -> {now!r}")
+    for tool in sorted({*old.packages, *work.toolchain}):
+        was, now = old.packages.get(tool), work.toolchain.get(tool)
+        if was != now:
+            changes.append(f"{tool} {was} -> {now}")
+    if old.stage_version != work.stage_version:
+        changes.append(f"code of {', '.join(work.code)} changed")
+    return changes
+
+
+@functools.cache
+def code_version(sources: tuple[str, ...]) -> str:
+    """sha256 over the named packages and files of this project: an edited stage never answers from an old result."""
+    digest = hashlib.sha256()
+    for source in sources:
+        path = ROOT / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def processor_name() -> str:
+    """The CPU's model name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the two are on different file systems."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)

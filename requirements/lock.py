@@ -1,0 +1,51 @@
+"""Writes serve.txt and dev.txt: the installed version of everything pyproject.toml asks for, and of what that needs.
+
+    .venv/bin/python requirements/lock.py
+
+Install what you want locked first; the versions written are those that were tested here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+HERE = Path(__file__).resolve().parent
+
+
+def declared() -> dict[str, list[str]]:
+    """Requirements of pyproject.toml by lock file."""
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    own = [line for line in extras["dev"] if not line.startswith(project["name"])]
+    return {"serve": project["dependencies"], "dev": project["dependencies"] + extras["build"] + own}
+
+
+def closure(requirements: Iterable[str]) -> dict[str, str]:
+    """Installed version of every requirement and of all it needs, by canonical name."""
+    versions: dict[str, str] = {}
+    waiting = [Requirement(line) for line in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in versions or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found = distribution(requirement.name)
+        versions[name] = found.version.partition("+")[0]  # +cpu names a build of torch, not a version of it
+        waiting += [Requirement(line) for line in found.requires or []]
+    return dict(sorted(versions.items()))
+
+
+def main() -> None:
+    for name, requirements in declared().items():
+        lines = [f"{package}=={version}\n" for package, version in closure(requirements).items()]
+        (HERE / f"{name}.txt").write_text("# Exact versions; written by requirements/lock.py.\n" + "".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The store does each piece of work once, whole, and says why it does it again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build.store import ROOT, Entry, Store, Work
+from engines.artifact import MANIFEST, Manifest, damage
+
+
+def work(name: str = "a", **changes: Any) -> Work:
+    fields: dict[str, Any] = {"config": {"size": 1}, "inputs": {"x": "sha256:1"}, "code": ("engines/errors.py",)}
+    return Work(stage="test", name=name, packages=("numpy",), **(fields | changes))
+
+
+def write(out: Path, scratch: Path) -> dict[str, Any]:
+    (out / "folder").mkdir()
+    (out / "folder" / "file.txt").write_text("content")
+    return {}
+
+
+def refuse(out: Path, scratch: Path) -> dict[str, Any]:
+    raise AssertionError("ran although it was in the store")
+
+
+def test_second_time_is_a_hit(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, second = store.do(work(), write), store.do(work(), refuse)
+    assert (first.cached, second.cached) == (False, True)
+    assert first.digest == second.digest
+    assert (second.path / "folder" / "file.txt").read_text() == "content"
+
+
+def test_equal_work_in_another_store_has_the_same_digest(tmp_path: Path) -> None:
+    one, other = Store(tmp_path / "1").do(work(), write), Store(tmp_path / "2").do(work(), write)
+    assert one.digest == other.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"config": {"size": 2}}, "rebuilt: size 1 -> 2"),
+        ({"inputs": {"x": "sha256:2"}}, "rebuilt: input x changed"),
+        ({"code": ("engines/errors.py", "engines/artifact.py")}, "code of engines/errors.py, engines/artifact.py changed"),
+        ({"packages": ("numpy", "pillow")}, "rebuilt: pillow None -> "),
+        ({"measures": True}, "rebuilt: device "),
+    ],
+)
+def test_a_miss_says_what_changed(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    store = Store(tmp_path)
+    assert store.find(work()) == "not built yet"
+    store.do(work(), write)
+    store.do(work("a-longer-name"), write)
+    found = store.find(Work(**{"stage": "test", "name": "a", "packages": ("numpy",), "config": {"size": 1}, "inputs": {"x": "sha256:1"}, "code": ("engines/errors.py",)} | change))
+    assert isinstance(found, str)
+    assert reason in found
+
+
+def test_a_damaged_entry_is_built_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    file = store.do(work(), write).path / "folder" / "file.txt"
+    file.chmod(0o644)
+    file.write_text("cOntent")
+    found = store.find(work())
+    assert found == f"damaged: {file}: its sha256 is not the manifest's"
+    assert not store.do(work(), write).cached
+    assert file.read_text() == "content"
+
+
+def test_a_failing_stage_leaves_no_entry_and_keeps_its_scratch(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def fail(out: Path, scratch: Path) -> dict[str, Any]:
+        (out / "half.txt").write_text("half")
+        (scratch / "layer0").write_text("done")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        store.do(work(), fail)
+    assert store.find(work()) == "not built yet"
+
+    def resume(out: Path, scratch: Path) -> dict[str, Any]:
+        assert list(out.iterdir()) == []
+        assert (scratch / "layer0").read_text() == "done"
+        return write(out, scratch)
+
+    done = store.do(work(), resume)
+    assert done.digest == Store(tmp_path / "undisturbed").do(work(), write).digest
+    assert [path.name for path in done.path.parent.iterdir()] == [done.path.name]
+
+
+def _do_slowly(root: Path, log: Path) -> None:
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        with log.open("a") as stream:
+            stream.write("ran\n")
+        time.sleep(0.3)
+        return write(out, scratch)
+
+    Store(root).do(work(), run)
+
+
+def test_two_runs_at_once_do_the_work_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    runs = [context.Process(target=_do_slowly, args=(tmp_path / "store", tmp_path / "log")) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(60)
+    assert [run.exitcode for run in runs] == [0, 0]
+    assert (tmp_path / "log").read_text() == "ran\n"
+    assert isinstance(Store(tmp_path / "store").find(work()), Entry)
+
+
+def test_a_killed_run_releases_its_lock(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom build.store import Store\nfrom tests.test_store import work\n"
+        "def run(out, scratch):\n    print('in', flush=True)\n    time.sleep(60)\n"
+        "Store(Path(sys.argv[1])).do(work(), run)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"in\n"
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait(10)
+    run.stdout.close()
+    assert not Store(tmp_path).do(work(), write).cached
+
+
+def test_store_files_are_read_only(tmp_path: Path) -> None:
+    entry = Store(tmp_path).do(work(), write)
+    assert not (entry.path / "folder" / "file.txt").stat().st_mode & 0o222
+
+
+def test_damage_names_every_kind(tmp_path: Path) -> None:
+    entry = Store(tmp_path).do(work(), write)
+    (entry.path / "stray").write_text("")
+    manifest = Manifest.read(entry.path)
+    assert damage(entry.path, manifest) == [f"{entry.path / 'stray'}: not in the manifest"]
+    (entry.path / "stray").unlink()
+    (entry.path / "folder" / "file.txt").unlink()
+    assert damage(entry.path, manifest) == [f"{entry.path / 'folder' / 'file.txt'}: missing"]
+    assert (entry.path / MANIFEST).is_file()
