@@ -133,7 +133,7 @@ class ModelConfig(_Section):
     def load(cls, directory: Path) -> ModelConfig:
         """Read `directory`'s config.json and, if present, generation_config.json.
 
-        Raises UserError when the folder or file is missing or broken, when the architecture is not Qwen3-VL's,
+        Raises UserError when the folder or file is missing or broken, when the architecture is not Qwen3-VL,
         or when a value asks for something that is not implemented.
         """
         directory = Path(directory)
