@@ -1,0 +1,174 @@
+"""Writes one ONNX graph: nodes in memory, weights streamed to one external data file as they come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from engines.errors import UserError
+from engines.int4 import Int4
+from engines.packing import to_matmulnbits
+
+MICROSOFT = "com.microsoft"  # the domain of onnxruntime's fused operators
+OPSET = 23  # the first with RotaryEmbedding
+IR_VERSION = 11
+ALIGNMENT = 4096  # a page: onnxruntime maps external data instead of reading it
+INLINE_BYTES = 1024
+
+Array = npt.NDArray[Any]
+
+
+class Graph:
+    """A graph under construction; values are named by strings, as in ONNX.
+
+    Equal calls write equal bytes: names are given or counted, constants are shared by content, and nothing
+    of the time, the machine or the path is recorded.
+    """
+
+    def __init__(self, path: Path, *, accuracy_level: int = 0) -> None:
+        """Start `path` and its weights `path`.data.
+
+        accuracy_level: MatMulNBits computes with activations in fp32 (0) or quantised to int8 (4).
+        """
+        self.path = path
+        self.accuracy_level = accuracy_level
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.initializers: dict[str, TensorProto] = {}
+        self._data = path.with_name(path.name + ".data").open("wb")
+
+    def input(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str]) -> str:
+        """Declare a graph input; a dimension named by a string is free."""
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def output(self, name: str, value: str, dtype: npt.DTypeLike, shape: Sequence[int | str]) -> None:
+        """Give `value` to the outside as `name`."""
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
+        if name != value:
+            self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+
+    def op(
+        self, kind: str, inputs: Sequence[str], *, name: str = "", domain: str = "", **attributes: Any
+    ) -> str:
+        """Append a node with one output and return that output's name."""
+        name = name or f"{kind}_{len(self.nodes)}"
+        return self.ops(kind, inputs, [name], domain=domain, **attributes)[0]
+
+    def ops(
+        self, kind: str, inputs: Sequence[str], outputs: list[str], *, domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """Append a node with several outputs; an output named "" is not wanted."""
+        name = next(filter(None, outputs))
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
+        return outputs
+
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
+        """A small fixed tensor; equal ones are stored once."""
+        array = np.asarray(value, dtype)
+        content = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
+        return self.initializer(f"constant_{content}", array)
+
+    def vector(self, name: str, array: Array) -> str:
+        """A norm's scale or a bias: kept in fp32, which holds every 16-bit value exactly."""
+        return self.initializer(name, np.asarray(array, np.float32))
+
+    def matrix(self, name: str, array: Array, file: Path | None = None) -> str:
+        """A 16-bit weight stays 16-bit on disk; onnxruntime folds the cast once, when it loads the graph.
+
+        file: a sibling of the graph that already holds exactly these bytes.
+        """
+        stored = self.initializer(name, storable(array, name), file)
+        if self.initializers[stored].data_type == TensorProto.FLOAT:
+            return stored
+        return self.op("Cast", [stored], name=f"{name}.fp32", to=TensorProto.FLOAT)
+
+    def linear(self, name: str, x: str, weight: Array | Int4, bias: Array | None = None) -> str:
+        """x @ weight.T (+ bias) for a weight [N, K]; Int4 weights go to MatMulNBits."""
+        if isinstance(weight, Int4):
+            y = self._matmul_int4(name, x, weight)
+        else:
+            y = self.op("MatMul", [x, self.matrix(f"{name}.weight", weight.T)], name=name)
+        if bias is None:
+            return y
+        return self.op("Add", [y, self.vector(f"{name}.bias", bias)], name=f"{name}.biased")
+
+    def _matmul_int4(self, name: str, x: str, weight: Int4) -> str:
+        blob, scales = to_matmulnbits(weight)
+        rows, columns = weight.codes.shape
+        inputs = [
+            x,
+            self.initializer(f"{name}.codes", blob),
+            self.initializer(f"{name}.scales", scales.astype(np.float32)),
+        ]
+        return self.op(
+            "MatMulNBits", inputs, name=name, domain=MICROSOFT, N=rows, K=columns, bits=4,
+            block_size=weight.group_size, accuracy_level=self.accuracy_level,
+        )  # fmt: skip
+
+    def initializer(self, name: str, array: Array, file: Path | None = None) -> str:
+        """Store `array` under `name`: inline when small, else in the external data file (or in `file`)."""
+        if name in self.initializers:
+            return name
+        tensor = TensorProto(
+            name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype)
+        )
+        if array.nbytes < INLINE_BYTES and file is None:
+            tensor.raw_data = array.tobytes()
+        else:
+            tensor.data_location = TensorProto.EXTERNAL
+            offset = 0 if file else self._append(array)
+            location = file.name if file else Path(self._data.name).name
+            for key, value in (("location", location), ("offset", offset), ("length", array.nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
+        self.initializers[name] = tensor
+        return name
+
+    def _append(self, array: Array) -> int:
+        offset = -(-self._data.tell() // ALIGNMENT) * ALIGNMENT
+        self._data.seek(offset)
+        self._data.write(np.ascontiguousarray(array).data)
+        return offset
+
+    def save(self) -> None:
+        """Finish the data file and write the graph."""
+        self._data.close()
+        graph = helper.make_graph(
+            self.nodes,
+            self.path.stem,
+            self.inputs,
+            self.outputs,
+            initializer=list(self.initializers.values()),
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        self.path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def storable(array: Array, name: str) -> Array:
+    """bfloat16 as fp16, anything else as it is.
+
+    fp16 has the finer mantissa, so a bfloat16 weight between 6e-5 and 65504 loses nothing.
+    Raises UserError naming the tensor when a value is too large.
+    """
+    if array.dtype != ml_dtypes.bfloat16:
+        return array
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    if not np.isfinite(half).all():
+        peak = float(np.abs(array.astype(np.float32)).max())
+        raise UserError(
+            f"{name}: holds {peak:g}, fp16 ends at 65504; store this checkpoint in fp16 or clip the weight"
+        )
+    return half

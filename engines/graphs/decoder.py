@@ -1,0 +1,186 @@
+"""The language model as one ONNX graph that serves prefill and decode alike.
+
+Inputs, for B sequences of S new tokens each (right-padded), H hidden size, C cache capacity:
+  inputs_embeds    f32 [B, S, H]     token and vision embeddings, looked up by the host
+  position_ids     i64 [3, B, S]     temporal, height and width position of every token (mRoPE)
+  deepstack        f32 [n, B, S, H]  vision features added after the first n layers; without media zeros
+                                     [n, 1, 1, H]
+  seqlens_k        i32 [B]           tokens in the cache after this step, minus one
+  total_length     i32 []            the longest of these lengths
+  query_seqlens    i32 [B]           valid new tokens of each sequence, 0 to S
+  logit_rows       i64 [R]           which of the B*S flattened tokens get logits
+  past_key.i, past_value.i           f32 [B, kv heads, C, D], bound to the memory of present_key.i and
+                                     present_value.i: the cache is updated in place
+Output: logits f32 [R, vocabulary].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.checkpoint import Checkpoint
+from engines.config import TextConfig
+from engines.graphs.builder import MICROSOFT, Graph
+from engines.onnx_files import EmbeddingTable
+
+MODEL = "model.language_model"
+EMBED_TOKENS = f"{MODEL}.embed_tokens.weight"
+LENGTHS = ("seqlens_k", "total_length", "query_seqlens")
+
+
+def decoder(checkpoint: Checkpoint, path: Path, embedding: EmbeddingTable, *, accuracy_level: int) -> None:
+    """Write the decoder of `checkpoint` to `path`, its weights beside it.
+
+    embedding: the token embeddings, a file beside `path`; a tied head reads it instead of a second copy.
+    accuracy_level: how MatMulNBits computes, see Graph.
+    """
+    config, graph = checkpoint.config.text, Graph(path, accuracy_level=accuracy_level)
+    hidden = graph.input("inputs_embeds", np.float32, ["B", "S", config.hidden_size])
+    rotary = _rotary(graph, config)
+    deepstack = _deepstack(graph, config, len(checkpoint.config.vision.deepstack_visual_indexes))
+    _lengths(graph)
+    update = ""  # what the last block adds to the residual stream; the next norm does the addition
+    for layer in range(config.num_hidden_layers):
+        prefix = f"{MODEL}.layers.{layer}"
+        x, hidden = _norm(graph, checkpoint, f"{prefix}.input_layernorm", hidden, update)
+        update = _attention(graph, checkpoint, layer, x, rotary)
+        x, hidden = _norm(graph, checkpoint, f"{prefix}.post_attention_layernorm", hidden, update)
+        update = _mlp(graph, checkpoint, f"{prefix}.mlp", x)
+        if layer < len(deepstack):
+            update = graph.op("Add", [update, deepstack[layer]], name=f"{prefix}.deepstack")
+    logits = _head(graph, checkpoint, hidden, update, embedding)
+    graph.output("logits", logits, np.float32, ["R", config.vocab_size])
+    graph.save()
+
+
+def rotary_frequencies(config: TextConfig) -> npt.NDArray[np.float32]:
+    """Angle per position, f32 [3, head_dim / 2]: which of the three positions turns which pair, and how fast.
+
+    Interleaved mRoPE: the pairs run t h w t h w ... while the height and width sections last, then t
+    (Qwen3-VL technical report, 2025; recomposition_frequencies in transformers).
+    """
+    half = config.head_dim // 2
+    exponent = np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponent
+    axis = np.zeros(half, np.int64)
+    for dimension in (1, 2):
+        axis[dimension : 3 * config.mrope_section[dimension] : 3] = dimension
+    return np.where(axis == np.arange(3)[:, None], frequencies, np.float32(0))
+
+
+def _rotary(graph: Graph, config: TextConfig) -> list[str]:
+    """cos and sin f32 [B, S, D / 2], computed from the positions.
+
+    In the graph and not as tables: at 262,144 positions those take 134 MB, and shorter ones would cap the
+    context. One term of each product is non-zero, so the angles are a table's to the last bit.
+    """
+    positions = graph.input("position_ids", np.int64, [3, "B", "S"])
+    positions = graph.op("Cast", [positions], name="rotary.positions", to=1)
+    positions = graph.op("Transpose", [positions], name="rotary.rows", perm=[1, 2, 0])
+    frequencies = graph.vector("rotary.frequencies", rotary_frequencies(config))
+    angles = graph.op("MatMul", [positions, frequencies], name="rotary.angles")
+    return [graph.op("Cos", [angles], name="rotary.cos"), graph.op("Sin", [angles], name="rotary.sin")]
+
+
+def _deepstack(graph: Graph, config: TextConfig, taps: int) -> list[str]:
+    if not taps:
+        return []
+    features = graph.input("deepstack", np.float32, [taps, "B or 1", "S or 1", config.hidden_size])
+    return [
+        graph.op("Gather", [features, graph.constant(tap)], name=f"deepstack.{tap}") for tap in range(taps)
+    ]
+
+
+def _lengths(graph: Graph) -> None:
+    for name, shape in zip(LENGTHS, (["B"], [], ["B"]), strict=True):
+        graph.input(name, np.int32, shape)
+
+
+def _norm(graph: Graph, checkpoint: Checkpoint, name: str, hidden: str, update: str) -> tuple[str, str]:
+    """RMSNorm of hidden + update, and that sum."""
+    scale = graph.vector(f"{name}.weight", checkpoint.tensor(f"{name}.weight"))
+    epsilon = checkpoint.config.text.rms_norm_eps
+    if not update:
+        return graph.op("RMSNormalization", [hidden, scale], name=name, epsilon=epsilon), hidden
+    outputs = [name, "", "", f"{name}.residual"]
+    graph.ops(
+        "SkipSimplifiedLayerNormalization",
+        [hidden, update, scale],
+        outputs,
+        domain=MICROSOFT,
+        epsilon=epsilon,
+    )
+    return outputs[0], outputs[3]
+
+
+def _attention(graph: Graph, checkpoint: Checkpoint, layer: int, x: str, rotary: list[str]) -> str:
+    config, prefix = checkpoint.config.text, f"{MODEL}.layers.{layer}.self_attn"
+    heads = {
+        "q": config.num_attention_heads,
+        "k": config.num_key_value_heads,
+        "v": config.num_key_value_heads,
+    }
+    q, k, v = (_linear(graph, checkpoint, f"{prefix}.{kind}_proj", x) for kind in heads)
+    q, k = (
+        _rotated(graph, checkpoint, f"{prefix}.{kind}_norm", value, heads[kind], rotary)
+        for kind, value in (("q", q), ("k", k))
+    )
+    shape: list[int | str] = ["B", config.num_key_value_heads, "C", config.head_dim]
+    past = [graph.input(f"past_{kind}.{layer}", np.float32, shape) for kind in ("key", "value")]
+    present = [f"present_{kind}.{layer}" for kind in ("key", "value")]
+    seqlens_k, total_length, query_seqlens = LENGTHS
+    unused = [""] * 9  # rotary tables, attention bias, sinks, scales of a quantised cache, norms
+    y, *_ = graph.ops(
+        "GroupQueryAttention", [q, k, v, *past, seqlens_k, total_length, *unused, query_seqlens],
+        [f"{prefix}.attention", *present], domain=MICROSOFT,
+        num_heads=heads["q"], kv_num_heads=heads["k"], scale=config.head_dim**-0.5,
+    )  # fmt: skip
+    for name in present:
+        graph.output(name, name, np.float32, shape)
+    return _linear(graph, checkpoint, f"{prefix}.o_proj", y)
+
+
+def _rotated(graph: Graph, checkpoint: Checkpoint, name: str, x: str, heads: int, rotary: list[str]) -> str:
+    """Each head of x [B, S, heads * D] normalised, then turned by its token's position."""
+    config = checkpoint.config.text
+    scale = graph.vector(f"{name}.weight", checkpoint.tensor(f"{name}.weight"))
+    split = graph.constant([0, 0, heads, config.head_dim])
+    joined = graph.constant([0, 0, -1])
+    x = graph.op("Reshape", [x, split], name=f"{name}.heads")
+    x = graph.op("RMSNormalization", [x, scale], name=name, epsilon=config.rms_norm_eps)
+    x = graph.op("Reshape", [x, joined], name=f"{name}.joined")
+    return graph.op("RotaryEmbedding", [x, *rotary], name=f"{name}.rotated", num_heads=heads)
+
+
+def _mlp(graph: Graph, checkpoint: Checkpoint, prefix: str, x: str) -> str:
+    gate = _linear(graph, checkpoint, f"{prefix}.gate_proj", x)
+    up = _linear(graph, checkpoint, f"{prefix}.up_proj", x)
+    silu = graph.op(
+        "QuickGelu", [gate], name=f"{prefix}.silu", domain=MICROSOFT, alpha=1.0
+    )  # x * sigmoid(1 * x)
+    product = graph.op("Mul", [silu, up], name=f"{prefix}.product")
+    return _linear(graph, checkpoint, f"{prefix}.down_proj", product)
+
+
+def _linear(graph: Graph, checkpoint: Checkpoint, name: str, x: str) -> str:
+    return graph.linear(name, x, checkpoint.weight(name))
+
+
+def _head(graph: Graph, checkpoint: Checkpoint, hidden: str, update: str, embedding: EmbeddingTable) -> str:
+    """Logits of the chosen rows only: one row of a large vocabulary costs as much as several layers."""
+    rows, flat = (
+        graph.input("logit_rows", np.int64, ["R"]),
+        graph.constant([-1, checkpoint.config.text.hidden_size]),
+    )
+    chosen = []
+    for name, value in (("hidden", hidden), ("update", update)):
+        value = graph.op("Reshape", [value, flat], name=f"head.{name}")
+        chosen.append(graph.op("Gather", [value, rows], name=f"head.{name}.rows"))
+    x, _ = _norm(graph, checkpoint, f"{MODEL}.norm", *chosen)
+    if not checkpoint.config.tie_word_embeddings:
+        return _linear(graph, checkpoint, "lm_head", x)
+    weight = graph.matrix("lm_head.weight", embedding, Path(str(embedding.filename)))
+    return graph.op("Gemm", [x, weight], name="lm_head", transB=1)
