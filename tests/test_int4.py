@@ -1,0 +1,52 @@
+"""The canonical 4-bit form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.int4 import Int4
+
+
+def test_hand_worked_matrix() -> None:
+    codes = np.array([[0, 8, 15, 9], [7, 8, 8, 12]], np.uint8)
+    scales = np.array([[0.5, 2.0], [1.0, 0.25]], np.float16)
+    weight = Int4(codes, scales, group_size=2)
+    assert weight.shape == (2, 4)
+    expected = [[-8 * 0.5, 0, 7 * 2.0, 1 * 2.0], [-1 * 1.0, 0, 0, 4 * 0.25]]
+    assert weight.dequantize().dtype == np.float32
+    np.testing.assert_array_equal(weight.dequantize(), np.array(expected, np.float32))
+
+
+def test_dequantize_multiplies_in_float32() -> None:
+    """A scale is widened, not the product rounded to float16."""
+    scale = np.float16(0.1)
+    weight = Int4(np.full((1, 8), 15, np.uint8), np.full((1, 1), scale), group_size=8)
+    assert weight.dequantize()[0, 0] == np.float32(7) * np.float32(scale) != np.float16(7 * scale)
+
+
+GOOD: dict[str, Any] = {
+    "codes": np.zeros((2, 8), np.uint8),
+    "scales": np.ones((2, 2), np.float32),
+    "group_size": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codes": np.full((2, 8), 16, np.uint8)}, "codes go up to 16"),
+        ({"codes": np.zeros((2, 8), np.int8)}, "expected uint8"),
+        ({"codes": np.zeros((0, 8), np.uint8)}, "expected uint8"),
+        ({"codes": np.zeros(8, np.uint8)}, "expected uint8"),
+        ({"group_size": 3}, "do not divide into groups of 3"),
+        ({"group_size": -1}, "do not divide"),
+        ({"scales": np.ones((2, 1), np.float32)}, "expected \\(2, 2\\)"),
+        ({"scales": np.ones((2, 2), np.float64)}, "expected float16 or float32"),
+    ],
+)
+def test_refuses_inconsistent_parts(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Int4(**{**GOOD, **changes})
