@@ -63,7 +63,7 @@ def test_autogptq_by_hand() -> None:
 
 
 def test_awq_by_hand() -> None:
-    """One int32 holds eight outputs, the even ones first: bits from the lowest are outputs 0 2 4 6 1 3 5 7."""
+    """One int32 holds eight outputs, from the lowest bits 0 2 4 6 1 3 5 7."""
     codes = np.tile(COUNT[:, None], (1, 8))  # output n has code n + 1 for every input
     packed = packing.to_awq(Int4(codes, np.ones((8, 1), np.float16), 8))
     np.testing.assert_array_equal(as_unsigned(packed["qweight"]), np.full((8, 1), 0x86427531))
@@ -176,7 +176,7 @@ def test_refuses_shapes_that_do_not_fit() -> None:
     ct = packing.to_compressed_tensors(weight)
     with pytest.raises(UserError, match=r"weight_shape says \(24, 65\)"):
         packing.from_compressed_tensors(changed(ct, "weight_shape", np.array([24, 65])))
-    with pytest.raises(UserError, match="scales .* do not fit"):
+    with pytest.raises(UserError, match=r"scales .* do not fit"):
         packing.from_compressed_tensors(changed(ct, "weight_scale", np.ones((24, 3), np.float16)))
     with pytest.raises(UserError, match="expected a matrix of int32"):
         packing.from_compressed_tensors(changed(ct, "weight_packed", ct["weight_packed"].astype(np.int64)))
