@@ -86,8 +86,6 @@ def _rotary(graph: Graph, config: TextConfig) -> list[str]:
 
 
 def _deepstack(graph: Graph, config: TextConfig, taps: int) -> list[str]:
-    if not taps:
-        return []
     features = graph.input("deepstack", np.float32, [taps, "B or 1", "S or 1", config.hidden_size])
     return [
         graph.op("Gather", [features, graph.constant(tap)], name=f"deepstack.{tap}") for tap in range(taps)

@@ -5,7 +5,7 @@ Inputs, for F frames (of a video: pairs of frames) of P patches each, in the ord
   patch_positions      i64 [P, 2]     row and column of every patch
   position_indices     i64 [4, P]     the four learned position embeddings around every patch
   position_weights     f32 [4, P, 1]  how much of each
-Outputs: embeds f32 [F * P / merge^2, out] and deepstack f32 [n, F * P / merge^2, out].
+Output: features f32 [1 + n, F * P / merge^2, out]: the token embeddings, then deepstack's n taps.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from engines.config import VisionConfig
 from engines.graphs.builder import MICROSOFT, Graph
 
 VISUAL = "model.visual"
-EPSILON = 1e-6  # of every LayerNorm; config.json does not carry it
-ROPE_THETA = 10000.0  # nor this
+EPSILON = 1e-6  # of every LayerNorm; fixed in the architecture, like the rotary base
+ROPE_THETA = 10000.0
 
 
 def vision(checkpoint: Checkpoint, path: Path) -> None:
@@ -35,16 +35,13 @@ def vision(checkpoint: Checkpoint, path: Path) -> None:
         x = _block(graph, checkpoint, f"{VISUAL}.blocks.{layer}", x, rotary)
         if layer in config.deepstack_visual_indexes:
             tap = config.deepstack_visual_indexes.index(layer)
-            features.append(
-                _merger(graph, checkpoint, f"{VISUAL}.deepstack_merger_list.{tap}", x, merge_first=True)
-            )
+            prefix = f"{VISUAL}.deepstack_merger_list.{tap}"
+            features.append(_merger(graph, checkpoint, prefix, x, merge_first=True))
     embeds = _merger(graph, checkpoint, f"{VISUAL}.merger", x, merge_first=False)
-    graph.output("embeds", embeds, np.float32, ["M", config.out_hidden_size])
-    if features:
-        axis = graph.constant([0])
-        stacked = [graph.op("Unsqueeze", [feature, axis], name=f"{feature}.stacked") for feature in features]
-        deepstack = graph.op("Concat", stacked, name="deepstack", axis=0)
-        graph.output("deepstack", deepstack, np.float32, [len(features), "M", config.out_hidden_size])
+    first = graph.constant([0])
+    stacked = [graph.op("Unsqueeze", [y, first], name=f"{y}.stacked") for y in (embeds, *features)]
+    output = graph.op("Concat", stacked, name="features", axis=0)
+    graph.output("features", output, np.float32, [len(stacked), "M", config.out_hidden_size])
     graph.save()
 
 

@@ -1,0 +1,39 @@
+"""Opens ONNX graphs in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from engines.errors import UserError
+
+CPU = "CPUExecutionProvider"
+
+
+def open_model(path: Path, threads: int | None, providers: Sequence[str]) -> Any:
+    """An onnxruntime.InferenceSession over `path`; UserError when it is missing, broken or incomplete.
+
+    threads: by default one for each core.
+    """
+    if missing := set(providers) - set(ort.get_available_providers()):
+        raise UserError(
+            f"execution provider {missing.pop()}: this onnxruntime has {', '.join(ort.get_available_providers())}"
+        )
+    if not path.is_file():
+        raise UserError(f"{path} is missing: export the checkpoint again")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # An arena keeps what a long prefill once needed; without it memory falls back to what decode needs.
+    options.enable_cpu_mem_arena = False
+    # Threads that wait for work between runs would take the cores from other sessions.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # onnxruntime's errors share no narrower base
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} cannot be loaded, export the checkpoint again: {reason}") from None

@@ -1,0 +1,95 @@
+"""The vision tower of an ONNX artifact: images and videos in, token embeddings and deepstack features out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.config import ModelConfig
+from engines.errors import UserError
+from engines.onnx_runtime import open_model
+from engines.processor import Inputs, Media
+
+PATCHES_PER_RUN = 4096  # frames of a video pass the tower in runs of about so many patches
+
+
+@dataclass(frozen=True, eq=False)
+class VisionTokens:
+    """Where a prompt's M vision tokens stand, int64 [M] ascending, and what they are, f32 [1 + n, M, H].
+
+    The first of the 1 + n features is the token embedding, the others are added after the decoder's first n
+    layers (DeepStack, arXiv:2406.04334).
+    """
+
+    where: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+
+class VisionTower:
+    """vision.onnx and the geometry it is fed with."""
+
+    def __init__(
+        self, path: Path, config: ModelConfig, threads: int | None, providers: Sequence[str]
+    ) -> None:
+        self.config = config
+        self._graph: Any = open_model(path, threads, providers)
+
+    def __call__(self, prompt: Inputs) -> VisionTokens:
+        """Encode the prompt's media; UserError when they do not make as many tokens as the prompt has."""
+        ids = (self.config.image_token_id, self.config.video_token_id)
+        where = np.flatnonzero(np.isin(prompt.input_ids, ids))
+        empty = np.empty(
+            (1 + len(self.config.vision.deepstack_visual_indexes), 0, self.config.text.hidden_size)
+        )
+        features = np.concatenate([empty, *map(self._encode, prompt.media)], axis=1, dtype=np.float32)
+        if features.shape[1] != len(where):
+            raise UserError(f"the prompt has {len(where)} vision tokens, its media make {features.shape[1]}")
+        return VisionTokens(where, features)
+
+    def _encode(self, media: Media) -> NDArray[np.float32]:
+        """Features [1 + n, tokens, H] of one image or video."""
+        frames, height, width = media.grid
+        vision = self.config.vision
+        positions = patch_positions(height, width, vision.spatial_merge_size)
+        side = round(vision.num_position_embeddings**0.5)
+        indices, weights = interpolation(positions, height, width, side)
+        shared = {"patch_positions": positions, "position_indices": indices, "position_weights": weights}
+        pixels = media.pixels.reshape(frames, height * width, -1)
+        size = max(1, PATCHES_PER_RUN // (height * width))
+        runs = [
+            self._graph.run(None, {"pixel_values": pixels[start : start + size], **shared})[0]
+            for start in range(0, frames, size)
+        ]
+        return np.concatenate(runs, axis=1)
+
+
+def patch_positions(height: int, width: int, merge: int) -> NDArray[np.int64]:
+    """Row and column of every patch of a height x width grid, int64 [height * width, 2].
+
+    In the tower's order: merge x merge blocks, row by row, so that a block's patches are neighbours.
+    """
+    raster = np.indices((height, width))
+    blocks = raster.reshape(2, height // merge, merge, width // merge, merge).transpose(1, 3, 2, 4, 0)
+    return blocks.reshape(-1, 2)
+
+
+def interpolation(
+    positions: NDArray[np.int64], height: int, width: int, side: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Bilinear resampling, corners aligned, of a side x side table of embeddings to height x width patches.
+
+    Returns the rows of the table around every patch, int64 [4, P], and their weights, f32 [4, P, 1].
+    """
+    steps = np.maximum(np.array([height, width], np.float32) - 1, 1)
+    exact = positions.astype(np.float32) * np.float32(side - 1) / steps
+    low = np.floor(exact).astype(np.int64)
+    high = np.minimum(low + 1, side - 1)
+    share = exact - low.astype(np.float32)
+    rows, columns = (((low[:, i], 1 - share[:, i]), (high[:, i], share[:, i])) for i in range(2))
+    corners = [(row * side + column, a * b) for row, a in rows for column, b in columns]
+    return np.stack([index for index, _ in corners]), np.stack([weight for _, weight in corners])[:, :, None]
