@@ -1,9 +1,8 @@
-"""``python -m build``: all, plan, list, inspect, verify."""
+"""``python -m build``: all, plan, list, inspect, verify, schema."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -17,11 +16,19 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     recipe = argparse.ArgumentParser(add_help=False)
-    recipe.add_argument("--recipe", default="micro", metavar="NAME|FILE", help="recipe to build (default: micro)")
-    recipe.add_argument("--model", metavar="DIR|HUB_ID@REVISION", help="checkpoint, instead of the recipe's")
-    recipe.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these, and what they are made from")
     recipe.add_argument(
-        "--set", action="append", default=[], metavar="A.B=V", help="override a recipe field, for example evaluate.items=200"
+        "--recipe", default="micro", metavar="NAME|FILE", help="recipe to build (default: micro)"
+    )
+    recipe.add_argument("--model", metavar="DIR|HUB_ID@REVISION", help="checkpoint, instead of the recipe's")
+    recipe.add_argument(
+        "--only", nargs="+", default=[], metavar="VARIANT", help="these, and what they are made from"
+    )
+    recipe.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=V",
+        help="override a recipe field, for example evaluate.items=200",
     )
     out = argparse.ArgumentParser(add_help=False)
     out.add_argument("--out", type=Path, default=Path("artifacts"), metavar="DIR", help="default: artifacts")
@@ -35,7 +42,10 @@ def parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", parents=[json_flag], help="one manifest and its gate")
     inspect.add_argument("artifact", type=Path, metavar="ARTIFACT")
     verify = commands.add_parser("verify", parents=[out, json_flag], help="check every hash again")
-    verify.add_argument("artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="default: every one below --out")
+    verify.add_argument(
+        "artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="default: every one below --out"
+    )
+    commands.add_parser("schema", help="the JSON Schema of recipes")
     return main
 
 
@@ -50,15 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        print(f"error: cannot use{where}: {error.strerror or error}; nothing already built was changed", file=sys.stderr)
+        print(
+            f"error: cannot use{where}: {error.strerror or error}; nothing already built was changed",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130
-
-
-def print_json(value: object) -> None:
-    print(json.dumps(value))
 
 
 if __name__ == "__main__":

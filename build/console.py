@@ -1,4 +1,4 @@
-"""What a build says while it runs: a progress bar on a terminal, plain lines elsewhere. All of it on stderr."""
+"""What a build says while it runs, on stderr: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ class Console:
     def progress(self, title: str) -> Iterator[Report]:
         """Yields a function of (done, total)."""
         if self.rich.is_terminal:
-            columns = (TextColumn("        {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("        {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             with Progress(*columns, console=self.rich, transient=True) as bar:
                 task = bar.add_task(title, total=None)
                 yield lambda done, total: bar.update(task, completed=done, total=total)

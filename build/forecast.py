@@ -1,7 +1,7 @@
-"""What a build will need, from the model's shape alone: bytes on disk, memory at a context and batch, seconds.
+"""What a build will need, from the model's shape alone: bytes, memory at a context and batch, seconds.
 
-Bytes are counted, memory is counted plus the runtime's own footprint, time is operations over this machine's measured
-matrix-product rate. ``plan`` prints them; the gate never uses them.
+Bytes are counted, memory is counted plus the runtime's own footprint, time is operations over this
+machine's measured matrix-product rate. ``plan`` prints them; the gate never uses them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,16 @@ from engines.config import ModelConfig
 
 # Footprint of a process before any weight is loaded.
 RUNTIME_BYTES = {"transformers": 650_000_000, "onnxruntime": 130_000_000}
-START_SECONDS = {"checkpoint": 0.1, "items": 2.0, "quantize": 8.0, "export": 1.0, "evaluate": 6.0, "memory": 6.0}
+START_SECONDS = {
+    "checkpoint": 0.1,
+    "items": 2.0,
+    "quantize": 8.0,
+    "export": 1.0,
+    "evaluate": 6.0,
+    "memory": 6.0,
+}
 DISK_BYTES_PER_S = 300e6
-# A model this small spends its time in calls rather than in products; decoding one token of one sequence costs this.
+# A small model spends its time in calls rather than in products: this much for a token of one sequence.
 CALL_SECONDS_PER_LAYER = 60e-6
 
 
@@ -85,7 +92,11 @@ def memory_bytes(config: ModelConfig, variant: str, recipe: Recipe) -> int:
 def seconds(stage: str, config: ModelConfig, variant: str, recipe: Recipe, flops: float) -> float:
     """Rough time of one stage on this machine at ``flops`` operations a second."""
     size, start = Size.of(config), START_SECONDS[stage]
-    written = disk_bytes(config, variant, recipe.quantize.group_size) if stage in ("checkpoint", "export", "quantize") else 0
+    written = (
+        disk_bytes(config, variant, recipe.quantize.group_size)
+        if stage in ("checkpoint", "export", "quantize")
+        else 0
+    )
     work = 0.0
     if stage == "quantize":
         text, tokens = config.text, 128 * 64

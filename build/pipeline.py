@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from build import stages
 from build.console import Console
-from build.publish import publish, write_report
-from build.recipe import MADE_FROM, Recipe
+from build.evidence import Built, documents, environment, judge, report, time_requests
+from build.publish import publish
+from build.recipe import MADE_FROM, Recipe, runs_in_onnxruntime
 from build.source import Source
-from build.stages import Step
-from build.store import Entry, Run, Work
+from build.store import Entry, Run, Store, Work
 from engines.artifact import write_json
+
+SEVERITY = ("PASS", "UNMEASURED", "INCONCLUSIVE", "FAIL")
 
 
 class Doer(Protocol):
@@ -23,38 +24,70 @@ class Doer(Protocol):
     def do(self, work: Work, run: Run) -> Entry: ...
 
 
-@dataclass(frozen=True)
-class Built:
-    """Every folder of one build, by variant."""
-
-    artifacts: dict[str, Entry]
-    items: Entry
-    answers: dict[str, Entry]
-    memory: dict[str, Entry]
-
-
 def make(recipe: Recipe, source: Source, store: Doer, console: Console) -> Built:
-    """All work that is cached: conversions first, then what is measured once."""
-
-    def do(step: Step) -> Entry:
-        return store.do(*step)
-
-    artifacts = {"fp16": do(stages.checkpoint(source))}
-    asked = do(stages.items(recipe.evaluate, recipe.quantize))
-    for variant in recipe.variants:
+    """All the work that is cached: conversions first, then what is measured once."""
+    artifacts = {"fp16": store.do(*stages.checkpoint(source))}
+    items = store.do(*stages.items(recipe.evaluate, recipe.quantize))
+    for variant in map(str, recipe.variants):
         parent = MADE_FROM[variant]
         if parent is None:
             continue
         base = artifacts[parent]
-        if variant.endswith("onnx") or variant.startswith("onnx"):
-            artifacts[variant] = do(stages.exported(variant, base, source, recipe.export))
+        if runs_in_onnxruntime(variant):
+            step = stages.exported(variant, base, source, recipe.export)
         else:
             method = variant.removesuffix("-int4")
-            artifacts[variant] = do(stages.quantized(method, base, source, recipe.quantize, console))
+            step = stages.quantized(method, base, source, recipe.quantize, console)
+        artifacts[variant] = store.do(*step)
 
     answers: dict[str, Entry] = {}
     for variant, artifact in artifacts.items():
         baseline = answers.get("fp16")
-        answers[variant] = do(stages.evaluated(variant, artifact, asked, baseline, recipe.evaluate, console))
-    memory = {variant: do(stages.memory(variant, artifact, recipe.gate)) for variant, artifact in artifacts.items()}
-    return Built(artifacts, asked, answers, memory)
+        answers[variant] = store.do(
+            *stages.evaluated(variant, artifact, items, baseline, recipe.evaluate, console)
+        )
+    memory = {
+        name: store.do(*stages.memory(name, artifact, recipe.gate)) for name, artifact in artifacts.items()
+    }
+    return Built(artifacts, items, answers, memory)
+
+
+def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> dict[str, Any]:
+    """Builds, measures, gates and publishes; returns the summary that is also written to summary.json."""
+    began = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    built = make(recipe, source, Store(out / ".store", console.say), console)
+    timings = time_requests(recipe, built, console)
+    gates = {variant: judge(variant, recipe, built, timings) for variant in built.artifacts}
+    folder = out / source.name
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for variant, artifact in built.artifacts.items():
+        passed = gates[variant].verdict == "PASS"
+        if passed:
+            publish(artifact, documents(variant, recipe, built, gates[variant], timings), folder / variant)
+        console.say(f"gate {variant}: {gates[variant].verdict}{'' if passed else ', not published'}")
+        rows.append(
+            {
+                "name": variant,
+                "path": str(folder / variant) if passed else None,
+                "digest": artifact.digest,
+                "verdict": str(gates[variant].verdict),
+                "bytes": artifact.manifest.bytes,
+                "peak_memory_bytes": built.peak_memory_bytes(variant),
+                "cached": artifact.cached,
+                "checks": [check.model_dump(mode="json") for check in gates[variant].checks],
+            }
+        )
+    summary = {
+        "model": source.name,
+        "out": str(out),
+        "verdict": max((row["verdict"] for row in rows), key=SEVERITY.index),
+        "seconds": round(time.monotonic() - began, 1),
+        "recipe": recipe.model_dump(mode="json"),
+        "environment": environment(),
+        "variants": rows,
+    }
+    write_json(folder / "summary.json", summary)
+    report(summary, built, gates, timings, folder / "report.html")
+    return summary

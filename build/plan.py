@@ -1,4 +1,4 @@
-"""``build plan``: the pipeline walked with nothing done, saying what would run, why, and what it will need."""
+"""``build plan``: the pipeline walked with nothing done; what would run, why, and what it will need."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Planner:
             self.planned.append((work, None))
             return found
         self.planned.append((work, found))
-        stub = Manifest(name=work.name, stage=work.stage, stage_version=work.stage_version, key=work.key, files={})
+        stub = Manifest(
+            name=work.name, stage=work.stage, stage_version=work.stage_version, key=work.key, files={}
+        )
         entry = Entry(self.store.folder(work), stub, cached=False, reason=found)
         self.pending[entry.digest] = work.name
         return entry
@@ -44,7 +46,7 @@ def plan(recipe: Recipe, source: Source, out: Path) -> dict[str, Any]:
     config = ModelConfig.load(source.path)
     flops = forecast.measure_flops()
     group = recipe.quantize.group_size
-    steps = []
+    steps: list[dict[str, Any]] = []
     for work, why in planner.planned:
         seconds = 0.0 if why is None else forecast.seconds(work.stage, config, work.name, recipe, flops)
         steps.append(
@@ -56,7 +58,7 @@ def plan(recipe: Recipe, source: Source, out: Path) -> dict[str, Any]:
                 "seconds": round(seconds, 1),
             }
         )
-    variants = [
+    variants: list[dict[str, Any]] = [
         {
             "name": variant,
             "disk_bytes": forecast.disk_bytes(config, variant, group),

@@ -5,19 +5,15 @@ Files are hard links into the store. The folder is replaced by renames, so a rea
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
-import sys
 from collections.abc import Mapping
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from build.source import project_revision
-from build.store import Entry, link_or_copy, processor_name
+from build.store import Entry, link_or_copy
 from engines.artifact import MANIFEST, Manifest, damage, hash_folder, write_json
 from engines.errors import UserError
 
@@ -47,8 +43,8 @@ def publish(artifact: Entry, evidence: Mapping[str, Path | str | dict[str, Any]]
         manifest = artifact.manifest.model_copy(update={"evidence": hashes, "source": source})
         manifest.write(fresh)
         if target.exists():
-            os.replace(target, old)
-        os.replace(fresh, target)
+            target.replace(old)
+        fresh.replace(target)
         shutil.rmtree(old, ignore_errors=True)
     return manifest
 
@@ -64,16 +60,3 @@ def verify(folder: Path) -> list[str]:
         return damage(folder, Manifest.read(folder))
     except UserError as error:
         return [str(error)]
-
-
-def environment() -> dict[str, Any]:
-    """Where a measurement was made."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": processor_name(),
-        "memory_bytes": memory,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": sys.version.split()[0],
-        "packages": {item.name: item.version for item in sorted(distributions(), key=lambda item: item.name.lower())},
-        **project_revision(),
-    }

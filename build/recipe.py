@@ -30,6 +30,11 @@ MADE_FROM: dict[str, str | None] = {
 }
 
 
+def runs_in_onnxruntime(variant: str) -> bool:
+    """Variants with an engine of their own; the others are checkpoints."""
+    return variant in ("onnx-fp16", "gptq-int4-onnx", "awq-int4-onnx")
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,22 +42,25 @@ class Section(BaseModel):
 class Quantize(Section):
     group_size: Literal[32, 64, 128] = Field(32, description="Weights that share one scale.")
     calibration: str = Field(
-        "default", description="`default` (the set that ships with the project) or a JSONL file of chat messages."
+        "default",
+        description="`default` (the set that ships with the project) or a JSONL file of chat messages.",
     )
     damping: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.01, description="GPTQ: fraction of the Hessian's mean diagonal added to its diagonal."
     )
-    act_order: bool = Field(True, description="GPTQ: columns in the order of falling activation, groups kept static.")
 
 
 class Export(Section):
     accuracy_level: Literal[0, 4] = Field(
-        4, description="INT4 matrix products on the CPU: 4 rounds activations to int8 (fast), 0 keeps them in fp32."
+        4,
+        description="INT4 products on the CPU: 4 rounds activations to int8 (fast), 0 keeps fp32.",
     )
 
 
 class Evaluate(Section):
-    suite: str = Field("micro", description="`micro` (generated tasks with exact answers) or a JSONL file of items.")
+    suite: str = Field(
+        "micro", description="`micro` (generated tasks with exact answers) or a JSONL file of items."
+    )
     items: PositiveInt = Field(1000, description="Held-out items each variant answers.")
     seed: int = Field(0, description="Seed of the generated items.")
     max_tokens: PositiveInt = Field(16, description="Longest answer, in tokens.")
@@ -73,11 +81,11 @@ class Recipe(Section):
     name: str = Field(description="Name of the recipe.")
     model: str = Field("embedded", description="`embedded`, a folder, or HUB_ID@REVISION.")
     variants: tuple[Variant, ...] = Field(description="What to build, by label.")
-    quantize: Quantize = Field(default_factory=Quantize, description="How INT4 variants are made.")
-    export: Export = Field(default_factory=Export, description="How ONNX variants are made.")
-    evaluate: Evaluate = Field(default_factory=Evaluate, description="How accuracy is measured.")
-    latency: Latency = Field(default_factory=Latency, description="How latency is measured.")
-    gate: Limits = Field(default_factory=Limits, description="What a variant must hold to be published.")
+    quantize: Quantize = Field(Quantize(), description="How INT4 variants are made.")
+    export: Export = Field(Export(), description="How ONNX variants are made.")
+    evaluate: Evaluate = Field(Evaluate(), description="How accuracy is measured.")
+    latency: Latency = Field(Latency(), description="How latency is measured.")
+    gate: Limits = Field(Limits(), description="What a variant must hold to be published.")
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
@@ -95,8 +103,8 @@ def load_recipe(
 ) -> Recipe:
     """Reads a recipe by name or file and applies what the command line says.
 
-    ``only`` keeps the named variants and what they are made from; ``overrides`` are ``section.field=value`` with the
-    value in YAML. Raises UserError with the first thing that is wrong.
+    ``only`` keeps the named variants and what they are made from; ``overrides`` are ``section.field=value``
+    with the value in YAML. Raises UserError with the first thing that is wrong.
     """
     named = RECIPES / f"{name}.yaml"
     path = named if named.is_file() else Path(name)
@@ -124,7 +132,9 @@ def load_recipe(
 def _apply(document: dict[str, Any], override: str) -> None:
     dotted, equals, value = override.partition("=")
     if not equals or not all(dotted.split(".")):
-        raise UserError(f"--set {override}: expected section.field=value, for example --set evaluate.items=200")
+        raise UserError(
+            f"--set {override}: expected section.field=value, for example --set evaluate.items=200"
+        )
     *sections, last = dotted.split(".")
     target = document
     for section in sections:
@@ -157,7 +167,11 @@ def _first_problem(error: ValidationError, path: Path) -> str:
         hint = f"; did you mean {close[0]}?" if close else f"; see the fields in {RECIPES.name}/schema.json"
         return f"unknown recipe field {where}{hint}"
     problem = first["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(first["input"], dict) or first["type"] == "missing" else f", found {first['input']!r}"
+    found = (
+        ""
+        if isinstance(first["input"], dict) or first["type"] == "missing"
+        else f", found {first['input']!r}"
+    )
     return f"recipe {path.name}: {where + ': ' if where else ''}{problem}{found}"
 
 

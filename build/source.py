@@ -40,7 +40,9 @@ def resolve(model: str) -> Source:
         repo, revision = model.split("@")
         path = _download(repo, revision)
         return Source(path, repo.split("/")[1], repo, revision, _license(path))
-    raise UserError(f"--model {model}: no such folder; expected a checkpoint folder, HUB_ID@REVISION, or `embedded`")
+    raise UserError(
+        f"--model {model}: no such folder; expected a checkpoint folder, HUB_ID@REVISION, or `embedded`"
+    )
 
 
 def _download(repo: str, revision: str) -> Path:
@@ -52,13 +54,19 @@ def _download(repo: str, revision: str) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot download {repo} at {revision} ({reason}); give a local folder with --model DIR") from None
+        raise UserError(
+            f"cannot download {repo} at {revision} ({reason}); give a local folder with --model DIR"
+        ) from None
 
 
 def _license(path: Path) -> str | None:
     """The licence a model card declares in its front matter."""
     card = path / "README.md"
-    match = re.search(r"^license:\s*(\S+)", card.read_text(errors="replace"), re.MULTILINE) if card.is_file() else None
+    match = (
+        re.search(r"^license:\s*(\S+)", card.read_text(errors="replace"), re.MULTILINE)
+        if card.is_file()
+        else None
+    )
     return match[1] if match else None
 
 
@@ -67,7 +75,9 @@ def project_revision() -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+            done = subprocess.run(
+                ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()

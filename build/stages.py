@@ -1,12 +1,11 @@
 """Each stage of a build as (the work it is, the function that does it).
 
-A stage writes files into ``out``, may keep resumable state in ``scratch``, and returns further manifest fields.
-What is heavy is imported when a stage runs, so that planning and cache hits stay light.
+A stage writes files into ``out``, may keep resumable state in ``scratch``, and returns further fields of
+the manifest. What is heavy is imported when a stage runs, so that planning and cache hits stay light.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ Step = tuple[Work, Run]
 
 
 def checkpoint(source: Source) -> Step:
-    """Takes the checkpoint into the store: checked, and copied so that later edits of the source change nothing."""
+    """Takes the checkpoint into the store, checked and copied: later edits of the source change nothing."""
     from engines.checkpoint import Checkpoint
 
     opened = Checkpoint.open(source.path)
@@ -69,7 +68,6 @@ def quantized(method: str, base: Entry, source: Source, settings: Quantize, cons
                 calibration=calibration,
                 work_dir=scratch,
                 damping=settings.damping,
-                act_order=settings.act_order,
                 progress=report,
             )
         quantization = {
@@ -105,7 +103,9 @@ def exported(variant: str, base: Entry, source: Source, settings: Export) -> Ste
         precision = "W4A16" if base.manifest.quantization else "W16A32"
         engine = {"runtime": "onnxruntime", "execution_provider": "CPU", "precision": precision}
         fields = {"source": _source_fields(source), "engine": engine}
-        return {**fields, "quantization": base.manifest.quantization} if base.manifest.quantization else fields
+        return (
+            {**fields, "quantization": base.manifest.quantization} if base.manifest.quantization else fields
+        )
 
     work = Work(
         stage="export",
@@ -124,7 +124,8 @@ def items(settings: Evaluate, quantize: Quantize) -> Step:
     suite = Path(settings.suite)
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from bench.tasks import load_suite, read_items, write_items
+        from bench.suites import load_suite
+        from bench.tasks import read_items, write_items
 
         chosen = load_suite(settings.suite, settings.items, settings.seed)
         seen = {item.id for item in read_items(calibration_file(quantize))}
@@ -143,7 +144,7 @@ def items(settings: Evaluate, quantize: Quantize) -> Step:
         config={"suite": settings.suite, "items": settings.items, "seed": settings.seed},
         inputs={"calibration": _file_digest(calibration_file(quantize))}
         | ({"suite": _file_digest(suite)} if settings.suite != "micro" else {}),
-        code=("build/stages.py", "bench/tasks.py", "bench/micro"),
+        code=("build/stages.py", "bench/suites.py", "bench/tasks.py", "bench/micro"),
         packages=("numpy", "pillow"),
     )
     return work, run
@@ -173,7 +174,9 @@ def evaluated(
                 progress=report,
             )
         write_observations(out / "observations.jsonl", observations)
-        reference = observations if baseline is None else read_observations(baseline.path / "observations.jsonl")
+        reference = (
+            observations if baseline is None else read_observations(baseline.path / "observations.jsonl")
+        )
         some = questions[: settings.fidelity_items]
         recorded = record(session, processor, some, reference[: settings.fidelity_items])
         if baseline is None:
@@ -204,7 +207,10 @@ def memory(variant: str, artifact: Entry, limits: Limits) -> Step:
     def run(out: Path, scratch: Path) -> dict[str, Any]:
         from bench.resources import peak_memory
 
-        write_json(out / "memory.json", peak_memory(artifact.path, context=limits.context, batch=limits.batch).model_dump())
+        write_json(
+            out / "memory.json",
+            peak_memory(artifact.path, context=limits.context, batch=limits.batch).model_dump(),
+        )
         return {}
 
     work = Work(
@@ -227,10 +233,6 @@ def kv_cache_bytes(config: ModelConfig, context: int, batch: int) -> int:
     """Keys and values of every layer at fp32."""
     text = config.text
     return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * context * batch * KV_BYTES
-
-
-def load_json(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _source_fields(source: Source) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """A content-addressed store: each piece of work is done once, whole, and never trusted unread.
 
-``<root>/<stage>/<name>-<key>/`` holds what one piece of work made, with ``manifest.json`` written last. The key is the
-sha256 of everything the result depends on, so a hit is the same work, and a miss can say what changed.
+``<root>/<stage>/<name>-<key>/`` holds what one piece of work made, with ``manifest.json`` written last. The
+key is the sha256 of all the result depends on, so a hit is the same work, and a miss can say what changed.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import platform
 import shutil
 import socket
@@ -22,13 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from engines.artifact import MANIFEST, Manifest, canonical_digest, damage, hash_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Writes a stage's files into `out`, may keep resumable state in `scratch`, returns further fields of the manifest.
+# Writes a stage's files into `out`, may keep state in `scratch`, returns further fields of the manifest.
 Run = Callable[[Path, Path], dict[str, Any]]
 
 
@@ -43,7 +42,9 @@ class Work:
     code: tuple[str, ...]
     packages: tuple[str, ...]
     variant: str | None = None
-    measures: bool = False  # a measurement belongs to the processor that made it, a conversion to its architecture
+    measures: bool = (
+        False  # a measurement belongs to the processor that made it, a conversion to its architecture
+    )
 
     @functools.cached_property
     def stage_version(self) -> str:
@@ -104,12 +105,14 @@ class Store:
         return f"damaged: {broken[0]}" if broken else Entry(folder, manifest, cached=True, reason="cache hit")
 
     def do(self, work: Work, run: Run) -> Entry:
-        """Returns the finished work, doing it first where it must be done. Safe beside other runs on the same store."""
+        """Returns the finished work, doing it first where it must be done. Safe beside other runs."""
         folder = self.folder(work)
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"{work.stage}-{folder.name}.lock")
-        if not lock.acquire(blocking=False):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
             self.say(f"{work.stage} {work.name}: another run is doing this, waiting for it")
             lock.acquire()
         try:
@@ -151,7 +154,7 @@ class Store:
                 path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
         manifest.write(out)
         _remove(folder)
-        os.replace(out, folder)
+        out.replace(folder)
         _remove(partial)
         return Entry(folder, manifest, cached=False, reason=reason)
 
@@ -160,7 +163,9 @@ class Store:
         finished = sorted(
             (self.root / work.stage).glob(f"{work.name}-*/{MANIFEST}"), key=lambda path: path.stat().st_mtime
         )
-        before = [Manifest.read(path.parent) for path in finished if len(path.parent.name) == len(work.name) + 17]
+        before = [
+            Manifest.read(path.parent) for path in finished if len(path.parent.name) == len(work.name) + 17
+        ]
         if not before:
             return "not built yet"
         return "rebuilt: " + "; ".join(_differences(before[-1], work) or ["its key changed"])
@@ -186,7 +191,7 @@ def _differences(old: Manifest, work: Work) -> list[str]:
 
 @functools.cache
 def code_version(sources: tuple[str, ...]) -> str:
-    """sha256 over the named packages and files of this project: an edited stage never answers from an old result."""
+    """sha256 over the named packages and files: an edited stage never answers from an old result."""
     digest = hashlib.sha256()
     for source in sources:
         path = ROOT / source
@@ -210,7 +215,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     """A hard link, or a copy where the two are on different file systems."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
 

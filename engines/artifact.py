@@ -19,8 +19,8 @@ from engines.errors import UserError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
-# Facts of one run of the work, not of what it made: two equal builds may differ in them. What the code was is in
-# the stage's version; the commit it came from may differ in a README.
+# Facts of one run of the work, not of what it made: two equal builds may differ in them. What the code
+# was is in the stage's version; the commit it came from may differ in a README.
 NOT_IN_DIGEST = {"created", "seconds", "host", "evidence"}
 PROVENANCE = {"commit", "dirty"}
 
@@ -73,11 +73,15 @@ class Manifest(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
-            raise UserError(f"{folder} has no {MANIFEST}: expected a built artifact; build it with `python -m build all`") from None
+            raise UserError(
+                f"{folder} has no {MANIFEST}: expected a built artifact; build it with `python -m build all`"
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the document"
-            raise UserError(f"{path} is not a manifest this version reads ({where}: {first['msg']}); build it again") from None
+            raise UserError(
+                f"{path} is not a manifest this version reads ({where}: {first['msg']}); build it again"
+            ) from None
 
     def write(self, folder: Path) -> None:
         write_json(folder / MANIFEST, self.model_dump(exclude_none=True))
@@ -127,8 +131,8 @@ def write_json(path: Path, value: Any) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

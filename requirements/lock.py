@@ -1,4 +1,4 @@
-"""Writes serve.txt and dev.txt: the installed version of everything pyproject.toml asks for, and of what that needs.
+"""Writes serve.txt and dev.txt: the installed version of all that pyproject.toml asks for, and its needs.
 
     .venv/bin/python requirements/lock.py
 
@@ -44,7 +44,9 @@ def closure(requirements: Iterable[str]) -> dict[str, str]:
 def main() -> None:
     for name, requirements in declared().items():
         lines = [f"{package}=={version}\n" for package, version in closure(requirements).items()]
-        (HERE / f"{name}.txt").write_text("# Exact versions; written by requirements/lock.py.\n" + "".join(lines))
+        (HERE / f"{name}.txt").write_text(
+            "# Exact versions; written by requirements/lock.py.\n" + "".join(lines)
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,11 @@ from engines.artifact import MANIFEST, Manifest, damage
 
 
 def work(name: str = "a", **changes: Any) -> Work:
-    fields: dict[str, Any] = {"config": {"size": 1}, "inputs": {"x": "sha256:1"}, "code": ("engines/errors.py",)}
+    fields: dict[str, Any] = {
+        "config": {"size": 1},
+        "inputs": {"x": "sha256:1"},
+        "code": ("engines/errors.py",),
+    }
     return Work(stage="test", name=name, packages=("numpy",), **(fields | changes))
 
 
@@ -50,7 +54,10 @@ def test_equal_work_in_another_store_has_the_same_digest(tmp_path: Path) -> None
     [
         ({"config": {"size": 2}}, "rebuilt: size 1 -> 2"),
         ({"inputs": {"x": "sha256:2"}}, "rebuilt: input x changed"),
-        ({"code": ("engines/errors.py", "engines/artifact.py")}, "code of engines/errors.py, engines/artifact.py changed"),
+        (
+            {"code": ("engines/errors.py", "engines/artifact.py")},
+            "code of engines/errors.py, engines/artifact.py changed",
+        ),
         ({"packages": ("numpy", "pillow")}, "rebuilt: pillow None -> "),
         ({"measures": True}, "rebuilt: device "),
     ],
@@ -60,7 +67,19 @@ def test_a_miss_says_what_changed(tmp_path: Path, change: dict[str, Any], reason
     assert store.find(work()) == "not built yet"
     store.do(work(), write)
     store.do(work("a-longer-name"), write)
-    found = store.find(Work(**{"stage": "test", "name": "a", "packages": ("numpy",), "config": {"size": 1}, "inputs": {"x": "sha256:1"}, "code": ("engines/errors.py",)} | change))
+    found = store.find(
+        Work(
+            **{
+                "stage": "test",
+                "name": "a",
+                "packages": ("numpy",),
+                "config": {"size": 1},
+                "inputs": {"x": "sha256:1"},
+                "code": ("engines/errors.py",),
+            }
+            | change
+        )
+    )
     assert isinstance(found, str)
     assert reason in found
 
@@ -122,7 +141,8 @@ def test_two_runs_at_once_do_the_work_once(tmp_path: Path) -> None:
 
 def test_a_killed_run_releases_its_lock(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom build.store import Store\nfrom tests.test_store import work\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from build.store import Store\nfrom tests.test_store import work\n"
         "def run(out, scratch):\n    print('in', flush=True)\n    time.sleep(60)\n"
         "Store(Path(sys.argv[1])).do(work(), run)\n"
     )

@@ -1,0 +1,162 @@
+"""What each ``python -m build`` command does: results on stdout, progress on stderr, exit code returned."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as Rich
+from rich.table import Table
+
+from build.console import Console
+from build.pipeline import build_all
+from build.plan import plan
+from build.publish import published, verify
+from build.recipe import Recipe, load_recipe
+from build.source import Source, resolve
+from engines.artifact import MANIFEST, Manifest
+from engines.errors import UserError
+
+EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+COLOUR = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "UNMEASURED": "blue"}
+
+
+def all_command(options: Namespace) -> int:
+    recipe, source = _load(options)
+    summary = build_all(recipe, source, options.out, Console())
+    table = _table("variant", "verdict", "size", "peak memory", "decided by", "published at")
+    for variant in summary["variants"]:
+        decisive = next((c for c in variant["checks"] if c["verdict"] == variant["verdict"] != "PASS"), None)
+        table.add_row(
+            variant["name"],
+            _verdict(variant["verdict"]),
+            _bytes(variant["bytes"]),
+            _bytes(variant["peak_memory_bytes"]),
+            f"{decisive['metric']}: {decisive['reason']}" if decisive else "",
+            variant["path"] or "-",
+        )
+    _show(table, summary, options)
+    if not options.json:
+        print(f"{summary['verdict']}: {options.out / source.name / 'report.html'}")
+    return EXIT[summary["verdict"]]
+
+
+def plan_command(options: Namespace) -> int:
+    recipe, source = _load(options)
+    planned = plan(recipe, source, options.out)
+    table = _table("stage", "name", "runs", "why", "about")
+    for step in planned["steps"]:
+        seconds = f"{step['seconds']:.0f} s" if step["runs"] else ""
+        table.add_row(step["stage"], step["name"], "yes" if step["runs"] else "no", step["reason"], seconds)
+    _show(table, planned, options)
+    if not options.json:
+        needs = _table("variant", "disk", f"memory at {planned['context']} tokens x {planned['batch']}")
+        for variant in planned["variants"]:
+            needs.add_row(variant["name"], _bytes(variant["disk_bytes"]), _bytes(variant["memory_bytes"]))
+        Rich(width=120).print(needs)
+        total = f"about {planned['seconds']:.0f} s and {_bytes(planned['disk_bytes'])} of disk"
+        print(f"{total}; latency is measured anew on each run")
+    return 0
+
+
+def list_command(options: Namespace) -> int:
+    rows = []
+    table = _table("model", "variant", "verdict", "size", "runtime", "digest")
+    for folder in published(options.out):
+        manifest = Manifest.read(folder)
+        gate = _gate(folder)
+        runtime = (manifest.engine or {}).get("runtime", "any that reads the checkpoint")
+        row = {
+            "model": folder.parent.name,
+            "variant": folder.name,
+            "path": str(folder),
+            "verdict": gate.get("verdict", "UNMEASURED"),
+            "bytes": manifest.bytes,
+            "digest": manifest.digest,
+            "runtime": runtime,
+        }
+        rows.append(row)
+        table.add_row(
+            row["model"],
+            row["variant"],
+            _verdict(row["verdict"]),
+            _bytes(row["bytes"]),
+            runtime,
+            row["digest"][:19],
+        )
+    if not rows and not options.json:
+        print(
+            f"nothing is published below {options.out}; build with: python -m build all --out {options.out}"
+        )
+        return 0
+    _show(table, {"variants": rows}, options)
+    return 0
+
+
+def inspect_command(options: Namespace) -> int:
+    manifest = Manifest.read(options.artifact)
+    document = {
+        "digest": manifest.digest,
+        **manifest.model_dump(exclude_none=True),
+        "gate": _gate(options.artifact),
+    }
+    if options.json:
+        print(json.dumps(document))
+    else:
+        Rich(width=120).print_json(data=document)
+    return 0
+
+
+def verify_command(options: Namespace) -> int:
+    folders = options.artifacts or published(options.out)
+    if not folders:
+        raise UserError(f"nothing to verify below {options.out}: expected <model>/<variant>/{MANIFEST}")
+    problems = {str(folder): verify(folder) for folder in folders}
+    for folder, found in problems.items():
+        for line in found or [f"{folder}: every file is as its manifest says"]:
+            print(line)
+    ok = not any(problems.values())
+    if options.json:
+        print(json.dumps({"ok": ok, "problems": problems}))
+    return 0 if ok else 1
+
+
+def schema_command(options: Namespace) -> int:
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    return 0
+
+
+def _load(options: Namespace) -> tuple[Recipe, Source]:
+    recipe = load_recipe(options.recipe, model=options.model, only=options.only, overrides=options.set)
+    return recipe, resolve(recipe.model)
+
+
+def _gate(folder: Path) -> dict[str, Any]:
+    path = folder / "evidence" / "gate.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show(table: Table, document: dict[str, Any], options: Namespace) -> None:
+    if options.json:
+        print(json.dumps(document))
+    else:
+        Rich(width=None if Rich().is_terminal else 140).print(table)
+
+
+def _verdict(verdict: str) -> str:
+    return f"[{COLOUR[verdict]}]{verdict}[/]"
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

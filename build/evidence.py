@@ -1,0 +1,131 @@
+"""What a verdict rests on: latency measured anew, the gate's judgement, the documents of an artifact."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from bench.accuracy import read_observations
+from bench.fidelity import Fidelity
+from bench.gate import Gate, Measurements, gate
+from bench.latency import Timing, measure
+from build.console import Console
+from build.recipe import Recipe, runs_in_onnxruntime
+from build.source import project_revision
+from build.store import Entry, processor_name
+
+LATENCY = ("ttft_p50_ratio", "ttft_p95_ratio", "itl_p50_ratio", "itl_p95_ratio", "e2e_ratio")
+# A recipe is YAML and so is JSON: the one beside this script builds and measures the variant again.
+COMMANDS = """#!/bin/sh
+# Run from a checkout of the project.
+python -m build all --recipe "$(dirname "$0")/recipe.json" --only {variant} "$@"
+"""
+QUALITY = ("accuracy_margin", "max_kl", "max_flip_rate")
+
+
+@dataclass(frozen=True)
+class Built:
+    """Every folder of one build, by variant."""
+
+    artifacts: dict[str, Entry]
+    items: Entry
+    answers: dict[str, Entry]
+    memory: dict[str, Entry]
+
+    def peak_memory_bytes(self, variant: str) -> int:
+        return int(json.loads((self.memory[variant].path / "memory.json").read_text())["peak_memory_bytes"])
+
+
+def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing]:
+    """Latency of the baseline and of every variant with an engine of its own: same requests, in turn."""
+    from bench.tasks import read_items
+    from engines.processor import Processor
+    from engines.session import open_session
+
+    arms = [variant for variant in built.artifacts if variant == "fp16" or runs_in_onnxruntime(variant)]
+    items = read_items(built.items.path / "items.jsonl")
+    seeing = [item for item in items if has_media(item.messages)]
+    reading = [item for item in items if not has_media(item.messages)]
+    half = -(-recipe.latency.requests // 2)
+    chosen = [*seeing[:half], *reading[: recipe.latency.requests - len(seeing[:half])]]
+    processor = Processor.load(built.artifacts["fp16"].path)
+    requests = [processor(item.messages) for item in chosen]
+    sessions = {arm: open_session(built.artifacts[arm].path) for arm in arms}
+    console.say(f"latency: {len(requests)} requests x {recipe.latency.repeats} for each of {', '.join(arms)}")
+    with console.progress("latency") as progress:
+        return measure(
+            sessions, requests, **recipe.latency.model_dump(exclude={"requests"}), progress=progress
+        )
+
+
+def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> Gate:
+    """The gate on a variant's evidence. What a variant cannot have is not asked of it."""
+    limits = recipe.gate
+    if variant == "fp16":  # nothing to compare the baseline with but the budget
+        limits = limits.model_copy(update=dict.fromkeys((*QUALITY, *LATENCY)))
+    elif not runs_in_onnxruntime(variant):  # a checkpoint is as fast as the engine that will run it
+        limits = limits.model_copy(update=dict.fromkeys(LATENCY))
+    answers, fidelity = built.answers, built.answers[variant].path / "fidelity.json"
+    measurements = Measurements(
+        baseline=built.artifacts["fp16"].digest,
+        candidate=built.artifacts[variant].digest,
+        baseline_answers=read_observations(answers["fp16"].path / "observations.jsonl"),
+        candidate_answers=read_observations(answers[variant].path / "observations.jsonl"),
+        baseline_timings=[timing for timing in timings if timing.arm == "fp16"],
+        candidate_timings=[timing for timing in timings if timing.arm == variant],
+        fidelity=Fidelity.model_validate_json(fidelity.read_bytes()) if fidelity.is_file() else None,
+        bytes=built.artifacts[variant].manifest.bytes,
+        baseline_bytes=built.artifacts["fp16"].manifest.bytes,
+        peak_memory_bytes=built.peak_memory_bytes(variant),
+        baseline_peak_memory_bytes=built.peak_memory_bytes("fp16"),
+        memory_at=(recipe.gate.context, recipe.gate.batch),
+    )
+    return gate(measurements, limits)
+
+
+def documents(
+    variant: str, recipe: Recipe, built: Built, judged: Gate, timings: list[Timing]
+) -> dict[str, Path | str | dict[str, Any]]:
+    """What goes into a published variant's evidence folder, by file name: files, texts and JSON."""
+    files = (
+        built.answers[variant].path / "observations.jsonl",
+        built.answers[variant].path / "fidelity.json",
+    )
+    found: dict[str, Path | str | dict[str, Any]] = {file.name: file for file in files if file.is_file()}
+    compared = [timing for timing in timings if timing.arm in ("fp16", variant)]
+    if any(timing.arm == variant for timing in compared):
+        found["latency.jsonl"] = "".join(json.dumps(asdict(timing)) + "\n" for timing in compared)
+    return found | {
+        "gate.json": judged.model_dump(mode="json"),
+        "memory.json": built.memory[variant].path / "memory.json",
+        "environment.json": environment(),
+        "recipe.json": recipe.model_dump(mode="json"),
+        "commands.sh": COMMANDS.format(variant=variant),
+    }
+
+
+def has_media(messages: list[dict[str, Any]]) -> bool:
+    parts = [
+        part for message in messages if isinstance(message["content"], list) for part in message["content"]
+    ]
+    return any(part["type"] != "text" for part in parts)
+
+
+def environment() -> dict[str, Any]:
+    """Where a measurement was made."""
+    return {
+        "processor": processor_name(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": sys.version.split()[0],
+        "packages": {
+            item.name: item.version for item in sorted(distributions(), key=lambda item: item.name.lower())
+        },
+        **project_revision(),
+    }

@@ -1,0 +1,55 @@
+"""Every command, flag, recipe field and manifest field is documented."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from build.recipe import known_fields
+from engines.artifact import Manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("build", "quantize", "engines", "bench")
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:
+    """Each command line prefix with the flags and arguments it takes."""
+    own = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
+    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not nested:
+        names = [next((o for o in a.option_strings if o.startswith("--")), a.metavar or a.dest) for a in own]
+        yield parser.prog, [str(name) for name in names if name not in ("--help", "-h")]
+    for action in nested:
+        for child in action.choices.values():
+            yield from commands(child)
+
+
+ALL = [entry for package in PACKAGES for entry in commands(importlib.import_module(f"{package}.__main__").parser())]
+
+
+@pytest.mark.parametrize(("command", "arguments"), ALL, ids=[command for command, _ in ALL])
+def test_commands_are_documented(command: str, arguments: list[str]) -> None:
+    text = (ROOT / "docs" / "commands.md").read_text()
+    assert f"### `{command}" in text, f"docs/commands.md has no heading for {command}"
+    section = text.split(f"### `{command}", 1)[1].split("\n### ", 1)[0].split("\n## ", 1)[0]
+    missing = [argument for argument in arguments if f"{argument}" not in section]
+    assert not missing, f"docs/commands.md does not tell what {missing} of {command} mean"
+
+
+def test_documented_commands_exist() -> None:
+    headings = [line for line in (ROOT / "docs" / "commands.md").read_text().splitlines() if line.startswith("### `")]
+    assert len(headings) == len(ALL)
+
+
+@pytest.mark.parametrize("field", known_fields())
+def test_recipe_fields_are_documented(field: str) -> None:
+    assert f"`{field}`" in (ROOT / "docs" / "recipe.md").read_text()
+
+
+@pytest.mark.parametrize("field", Manifest.model_fields)
+def test_manifest_fields_are_documented(field: str) -> None:
+    assert f"`{field}`" in (ROOT / "docs" / "artifact.md").read_text()
