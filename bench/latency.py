@@ -1,0 +1,143 @@
+"""Latency of several variants on the same requests, interleaved so that drift of the machine cancels.
+
+Every arm generates the same number of tokens for each request, whatever it says: one that stops early must
+not look fast. A request is timed from its preprocessed inputs, as preprocessing is the same for all arms.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from engines.processor import Inputs
+    from engines.session import Session
+
+METRICS = ("ttft_ms", "itl_ms", "e2e_latency_ms", "output_tokens_per_s")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One request answered once by one arm. `output_tokens_per_s` counts from the request's arrival."""
+
+    arm: str
+    request: int
+    repeat: int
+    prompt_tokens: int
+    output_tokens: int
+    ttft_ms: float
+    itl_ms: float
+    e2e_latency_ms: float
+    output_tokens_per_s: float
+
+
+def measure(
+    sessions: Mapping[str, Session],
+    requests: Sequence[Inputs],
+    *,
+    output_tokens: int = 16,
+    repeats: int = 2,
+    warmup: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Timing]:
+    """Times every arm on every request `repeats` times, after answering the first `warmup` ones untimed."""
+    if output_tokens < 2:
+        raise ValueError(f"output_tokens is {output_tokens}; the time between tokens needs at least 2")
+    for inputs in requests[:warmup]:
+        for session in sessions.values():
+            _answer(session, inputs, output_tokens)
+    total = len(requests) * repeats * len(sessions)
+    timings: list[Timing] = []
+    with _no_garbage_collection():
+        for request, repeat, arm in order(list(sessions), len(requests), repeats):
+            inputs = requests[request]
+            began, *stamps = _answer(sessions[arm], inputs, output_tokens)
+            ttft, e2e = (stamps[0] - began) * 1e3, (stamps[-1] - began) * 1e3
+            timings.append(
+                Timing(
+                    arm=arm,
+                    request=request,
+                    repeat=repeat,
+                    prompt_tokens=len(inputs.input_ids),
+                    output_tokens=output_tokens,
+                    ttft_ms=ttft,
+                    itl_ms=(e2e - ttft) / (output_tokens - 1),
+                    e2e_latency_ms=e2e,
+                    output_tokens_per_s=output_tokens / e2e * 1e3,
+                )
+            )
+            if progress:
+                progress(len(timings), total)
+    return timings
+
+
+def order(arms: Sequence[str], requests: int, repeats: int) -> Iterator[tuple[int, int, str]]:
+    """(request, repeat, arm) as measured: A B C, C B A for one request, B C A, A C B for the next.
+
+    Mirroring cancels linear drift within a request; rotating gives every arm every place in the row.
+    """
+    for request in range(requests):
+        turn = request % len(arms)
+        row = [*arms[turn:], *arms[:turn]]
+        for repeat in range(repeats):
+            yield from ((request, repeat, arm) for arm in (row if repeat % 2 == 0 else reversed(row)))
+
+
+def table(timings: Sequence[Timing], metric: str) -> NDArray[np.float64]:
+    """One metric of one arm's timings as [requests, repeats]; ValueError if one is missing or repeated."""
+    found = {(t.request, t.repeat): float(getattr(t, metric)) for t in timings}
+    requests, repeats = (1 + max((key[axis] for key in found), default=-1) for axis in (0, 1))
+    if not 0 < requests * repeats == len(found) == len(timings):
+        raise ValueError(
+            f"{len(timings)} timings of {requests} requests x {repeats} repeats; expected one of each"
+        )
+    return np.array([[found[i, j] for j in range(repeats)] for i in range(requests)])
+
+
+def summarize(timings: Sequence[Timing]) -> dict[str, dict[str, dict[str, float]]]:
+    """arm -> metric -> {p50, p95}."""
+    return {
+        arm: {metric: _quantiles(table(of_arm(timings, arm), metric)) for metric in METRICS}
+        for arm in dict.fromkeys(t.arm for t in timings)
+    }
+
+
+def of_arm(timings: Sequence[Timing], arm: str) -> list[Timing]:
+    """The timings of one arm."""
+    return [timing for timing in timings if timing.arm == arm]
+
+
+def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:
+    p50, p95 = np.quantile(values, [0.5, 0.95])
+    return {"p50": float(p50), "p95": float(p95)}
+
+
+def _answer(session: Session, inputs: Inputs, output_tokens: int) -> list[float]:
+    """Greedy tokens without regard to the end of the answer; seconds at the start and after each token."""
+    stamps = [time.perf_counter()]
+    logits, cache = session.prefill([inputs], capacity=len(inputs.input_ids) + output_tokens)
+    tokens = logits[:, -1].argmax(axis=-1)
+    stamps.append(time.perf_counter())
+    for _ in range(output_tokens - 1):
+        tokens = session.decode(tokens, cache).argmax(axis=-1)
+        stamps.append(time.perf_counter())
+    return stamps
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,132 @@
+"""What goes into the gate and what comes out: measurements, limits, checks, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bench.accuracy import Observation
+from bench.fidelity import Fidelity
+from bench.latency import Timing
+
+
+class Verdict(StrEnum):
+    """Worst first: the worst check decides."""
+
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    UNMEASURED = "UNMEASURED"
+    PASS = "PASS"
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Everything known of a candidate beside its baseline. What is absent stays empty."""
+
+    baseline: str  # digests
+    candidate: str
+    baseline_answers: Sequence[Observation] = ()
+    candidate_answers: Sequence[Observation] = ()
+    baseline_timings: Sequence[Timing] = ()
+    candidate_timings: Sequence[Timing] = ()
+    fidelity: Fidelity | None = None
+    bytes: int | None = None
+    baseline_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    baseline_peak_memory_bytes: int | None = None
+    memory_at: tuple[int, int] | None = None  # context and batch of the two peaks
+    # accuracy | fidelity | latency | bytes | peak_memory_bytes -> why not here, such as a missing device
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+
+
+class Limits(BaseModel):
+    """What a candidate must hold. A limit of null is not checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="One-sided confidence of every bound.")
+    accuracy_margin: float | None = Field(
+        2.0, gt=0, lt=100, description="Points of accuracy the candidate may be below the baseline."
+    )
+    min_headroom: float = Field(
+        10.0,
+        ge=0,
+        le=100,
+        description="Points above guessing without which a baseline's accuracy shows nothing.",
+    )
+    ttft_p50_ratio: float | None = Field(
+        None, gt=0, description="Largest candidate / baseline of the median time to first token."
+    )
+    ttft_p95_ratio: float | None = Field(
+        None,
+        gt=0,
+        description="Largest candidate / baseline of the 95th percentile of the time to first token.",
+    )
+    itl_p50_ratio: float | None = Field(
+        None, gt=0, description="Largest candidate / baseline of the median time between tokens."
+    )
+    itl_p95_ratio: float | None = Field(
+        None,
+        gt=0,
+        description="Largest candidate / baseline of the 95th percentile of the time between tokens.",
+    )
+    e2e_ratio: float | None = Field(
+        None, gt=0, description="Largest median over requests of candidate / baseline end-to-end latency."
+    )
+    max_kl: float | None = Field(
+        None, gt=0, description="Largest mean KL(baseline || candidate) per token, in nats."
+    )
+    max_flip_rate: float | None = Field(
+        None, gt=0, le=1, description="Largest share of answers that turn from right to wrong or back."
+    )
+    max_bytes: int | None = Field(6_000_000_000, gt=0, description="Most bytes on disk.")
+    max_peak_memory_bytes: int | None = Field(
+        6_000_000_000, gt=0, description="Most memory of a process at the stated context and batch, in bytes."
+    )
+    context: int = Field(
+        2048, gt=0, description="Prompt tokens per sequence at which peak memory is measured."
+    )
+    batch: int = Field(1, gt=0, description="Sequences at once at which peak memory is measured.")
+
+
+class Row(BaseModel):
+    """One comparison: baseline and candidate in `unit`, delta and its bounds as candidate minus baseline."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    metric: str
+    slice: str = Field("all", description="`all`, a task, or the conditions of a measurement.")
+    unit: str
+    baseline: float | None = None
+    candidate: float | None = None
+    delta: float | None = None
+    ci_low: float | None = Field(None, description="One-sided lower bound.")
+    ci_high: float | None = Field(None, description="One-sided upper bound.")
+    limit: float | None = None
+    relative: bool = Field(
+        False, description="delta, ci_low, ci_high and limit are ratios candidate / baseline instead."
+    )
+    n: int | None = Field(None, description="Items, requests or token positions compared.")
+    p_value: float | None = Field(None, description="Exact McNemar test of accuracy, two-sided.")
+
+
+class Check(Row):
+    """A comparison with a limit, and what follows."""
+
+    verdict: Verdict
+    reason: str
+    needed_n: int | None = Field(None, description="About how many would settle an inconclusive check.")
+
+
+class Gate(BaseModel):
+    """All checks of one candidate. `slices` inform and decide nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    baseline: str = Field(description="Digest of the baseline.")
+    candidate: str = Field(description="Digest of the candidate.")
+    verdict: Verdict
+    limits: Limits
+    checks: list[Check]
+    slices: list[Row]
+    waivers: list[dict[str, str]] = Field(default_factory=list, description="Each {check, reason, expires}.")

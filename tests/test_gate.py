@@ -1,0 +1,327 @@
+"""The gate on planted models: equal, worse, slower, too few items, no evidence, wrong evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from bench.accuracy import Observation
+from bench.fidelity import Fidelity
+from bench.gate import Check, Gate, Limits, Measurements, Verdict, gate
+from bench.latency import Timing
+
+NOTHING = Limits(accuracy_margin=None, max_bytes=None, max_peak_memory_bytes=None)
+ANSWERS = ("red", "green", "blue", "black", "white")
+
+
+def observations(right: Sequence[bool], tasks: int = 2) -> list[Observation]:
+    """Answers spread over five constants, so that guessing earns about 20 %."""
+    return [
+        Observation(str(i), f"task{i % tasks}", ANSWERS[i % 5], "?", bool(ok), 0.2, (1, 2))
+        for i, ok in enumerate(right)
+    ]
+
+
+def answers(n: int, gain: float, loss: float, seed: int = 0) -> Measurements:
+    """A baseline at 85 % and a candidate that wins `gain` and loses `loss` of all items, drawn at random."""
+    rng = np.random.default_rng(seed)
+    both, win, lose = 0.85 - loss, gain, loss
+    kind = rng.choice(4, n, p=[both, lose, win, 1 - both - lose - win])
+    return Measurements(
+        "base",
+        "cand",
+        baseline_answers=observations(kind <= 1),
+        candidate_answers=observations((kind == 0) | (kind == 2)),
+    )
+
+
+def timings(
+    ratio: float, requests: int = 24, repeats: int = 2, seed: int = 0, tokens: int = 16
+) -> list[Timing]:
+    """Requests whose size differs by half a log unit, the same ones for every seed, and 3 % of noise."""
+    sizes = np.random.default_rng(99).lognormal(0, 0.5, requests)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, size in enumerate(sizes):
+        for j in range(repeats):
+            ttft, itl = size * ratio * rng.lognormal(0, 0.03, 2) * (20, 5)
+            e2e = ttft + itl * (tokens - 1)
+            rows.append(Timing("arm", i, j, 10, tokens, ttft, itl, e2e, tokens / e2e * 1e3))
+    return rows
+
+
+def only(result: Gate) -> Check:
+    assert len(result.checks) == 1
+    assert result.verdict == result.checks[0].verdict
+    return result.checks[0]
+
+
+def accuracy(measurements: Measurements, margin: float = 2.0, **limits: Any) -> Check:
+    return only(gate(measurements, NOTHING.model_copy(update={"accuracy_margin": margin, **limits})))
+
+
+def test_an_equal_model_passes() -> None:
+    verdicts = [accuracy(answers(1000, 0.015, 0.015, seed)).verdict for seed in range(40)]
+    assert verdicts.count(Verdict.PASS) > 28
+    assert Verdict.FAIL not in verdicts
+
+
+@pytest.mark.parametrize("margin", [2.0, 3.0])
+def test_a_model_five_points_worse_fails(margin: float) -> None:
+    verdicts = [accuracy(answers(1000, 0.015, 0.065, seed), margin).verdict for seed in range(40)]
+    assert verdicts.count(Verdict.FAIL) >= 37
+    assert Verdict.PASS not in verdicts
+
+
+def test_a_model_at_the_margin_passes_at_most_as_often_as_promised() -> None:
+    verdicts = [accuracy(answers(600, 0.02, 0.04, seed)).verdict for seed in range(120)]
+    assert verdicts.count(Verdict.PASS) <= 12  # 5 % of 120, and room for chance
+
+
+def test_fifty_items_at_a_margin_of_one_point_are_inconclusive() -> None:
+    for seed in range(20):
+        check = accuracy(answers(50, 0.02, 0.02, seed), 1.0)
+        assert check.verdict == Verdict.INCONCLUSIVE
+        assert check.needed_n is not None
+        assert check.needed_n > 250
+        assert f"{check.needed_n:,}" in check.reason
+
+
+def test_the_check_shows_its_working() -> None:
+    """By hand: 1,000 items, 850 right before; 10 won, 30 lost: -2 points, exact McNemar of 10 in 40."""
+    right = np.arange(1000) < 850
+    after = right.copy()
+    after[:30], after[900:910] = False, True
+    check = accuracy(Measurements("a", "b", observations(right), observations(after)))
+    assert (check.baseline, check.candidate, check.delta, check.n) == (85.0, 83.0, -2.0, 1000)
+    assert check.p_value == pytest.approx(0.00222147, rel=1e-4)
+    assert (check.limit, check.unit, check.relative) == (-2.0, "points", False)
+    assert (check.ci_low, check.ci_high) == pytest.approx((-3.12, -1.00), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "won", "says"),
+    [
+        (60, 1, 1, "if the two are equally good"),
+        (1000, 30, 15, "as measured"),
+        (1000, 30, 10, "unlikely to help"),
+    ],
+)
+def test_an_open_check_says_what_would_close_it(n: int, lost: int, won: int, says: str) -> None:
+    """Equality, while so few items could not show it; then the measured difference; on the margin nothing."""
+    right = np.arange(n) < 0.85 * n
+    after = right.copy()
+    after[:lost], after[n - won :] = False, True
+    check = accuracy(Measurements("a", "b", observations(right), observations(after)))
+    assert check.verdict == Verdict.INCONCLUSIVE
+    assert says in check.reason
+
+
+def test_missing_evidence_fails() -> None:
+    limits = NOTHING.model_copy(
+        update={
+            "accuracy_margin": 2.0,
+            "max_kl": 0.1,
+            "max_flip_rate": 0.1,
+            "ttft_p50_ratio": 1.1,
+            "e2e_ratio": 1.1,
+            "max_bytes": 10,
+            "max_peak_memory_bytes": 10,
+        }
+    )
+    result = gate(Measurements("base", "cand"), limits)
+    assert [check.verdict for check in result.checks] == [Verdict.FAIL] * 7
+    assert all("missing evidence" in check.reason for check in result.checks)
+    assert result.verdict == Verdict.FAIL
+
+
+def test_a_gate_that_checks_nothing_fails() -> None:
+    assert gate(answers(1000, 0, 0), NOTHING).verdict == Verdict.FAIL
+
+
+def test_unpaired_items_fail_and_are_counted() -> None:
+    equal = answers(1000, 0.0, 0.0)
+    short = replace(equal, candidate_answers=equal.candidate_answers[:-3])
+    twice = replace(equal, candidate_answers=[*equal.candidate_answers[:-1], equal.candidate_answers[0]])
+    assert accuracy(equal).verdict == Verdict.PASS
+    assert "3 items lack one" in accuracy(short).reason
+    assert "1 items lack one of the two answers, 1 are answered twice" in accuracy(twice).reason
+    assert {accuracy(short).verdict, accuracy(twice).verdict} == {Verdict.FAIL}
+
+
+def test_the_order_of_answers_does_not_matter() -> None:
+    pair = answers(300, 0.05, 0.05)
+    turned = replace(pair, candidate_answers=list(reversed(pair.candidate_answers)))
+    assert accuracy(pair) == accuracy(turned)
+
+
+def test_a_baseline_that_guesses_shows_nothing() -> None:
+    right = np.random.default_rng(0).random(1000) < 0.22
+    check = accuracy(Measurements("a", "b", observations(right), observations(right)))
+    assert check.verdict == Verdict.INCONCLUSIVE
+    assert "guessing" in check.reason
+
+
+def test_a_baseline_that_always_says_the_same_shows_nothing() -> None:
+    """95 % right, on items of which 95 % have one answer."""
+    rows = [
+        Observation(str(i), "t", "no" if i % 20 else "yes", "no", bool(i % 20), 0.0, ()) for i in range(400)
+    ]
+    assert accuracy(Measurements("a", "b", rows, rows)).verdict == Verdict.INCONCLUSIVE
+
+
+LATENCY = {
+    "ttft_p50_ratio": "ttft_ms p50",
+    "ttft_p95_ratio": "ttft_ms p95",
+    "itl_p50_ratio": "itl_ms p50",
+    "itl_p95_ratio": "itl_ms p95",
+    "e2e_ratio": "e2e_latency_ms",
+}
+
+
+def latency(ratio: float, limit: str, value: float = 1.1, **changes: Any) -> Check:
+    measured = Measurements(
+        "a", "b", baseline_timings=timings(1.0), candidate_timings=timings(ratio, seed=1, **changes)
+    )
+    if changes.get("requests"):
+        measured = replace(measured, baseline_timings=timings(1.0, requests=changes["requests"]))
+    return only(gate(measured, NOTHING.model_copy(update={limit: value})))
+
+
+@pytest.mark.parametrize("limit", LATENCY)
+def test_thirty_percent_slower_fails_and_equal_passes(limit: str) -> None:
+    slow, equal = latency(1.3, limit), latency(1.0, limit)
+    assert (slow.verdict, equal.verdict) == (Verdict.FAIL, Verdict.PASS)
+    assert (slow.metric, slow.relative, slow.n) == (LATENCY[limit], True, 24)
+    assert slow.delta == pytest.approx(1.3, abs=0.07)
+    assert slow.ci_low < slow.delta < slow.ci_high
+
+
+def test_a_latency_on_its_limit_is_inconclusive() -> None:
+    check = latency(1.1, "e2e_ratio", value=latency(1.1, "e2e_ratio").ci_high - 0.002)
+    assert check.verdict == Verdict.INCONCLUSIVE
+    assert 24 < check.needed_n < 240
+
+
+@pytest.mark.parametrize(("limit", "requests", "least"), [("itl_p50_ratio", 5, 8), ("itl_p95_ratio", 19, 20)])
+def test_too_few_requests_are_inconclusive(limit: str, requests: int, least: int) -> None:
+    check = latency(1.0, limit, requests=requests)
+    assert (check.verdict, check.needed_n) == (Verdict.INCONCLUSIVE, least)
+
+
+@pytest.mark.parametrize("changes", [{"tokens": 8}, {"repeats": 3}])
+def test_unequal_work_is_no_evidence(changes: dict[str, Any]) -> None:
+    assert "missing evidence" in latency(1.0, "e2e_ratio", **changes).reason
+
+
+def test_holes_in_the_timings_are_no_evidence() -> None:
+    whole = timings(1.0)
+    measured = Measurements("a", "b", baseline_timings=whole, candidate_timings=whole[:-1])
+    check = only(gate(measured, NOTHING.model_copy(update={"e2e_ratio": 1.1})))
+    assert (check.verdict, "47 timings" in check.reason) == (Verdict.FAIL, True)
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(6_000_000_000, Verdict.PASS), (6_000_000_001, Verdict.FAIL)])
+def test_budgets_are_hard(size: int, verdict: Verdict) -> None:
+    measured = Measurements(
+        "a", "b", bytes=size, peak_memory_bytes=size, memory_at=(2048, 1), baseline_bytes=7
+    )
+    result = gate(measured, Limits(accuracy_margin=None))
+    assert [check.verdict for check in result.checks] == [verdict] * 2
+    assert result.checks[0].delta == size - 7
+    assert result.checks[1].slice == "context 2048 x batch 1"
+
+
+def test_memory_measured_under_other_conditions_is_no_evidence() -> None:
+    measured = Measurements("a", "b", peak_memory_bytes=1, memory_at=(512, 1))
+    check = only(gate(measured, Limits(accuracy_margin=None, max_bytes=None)))
+    assert (check.verdict, "not measured at context 2048" in check.reason) == (Verdict.FAIL, True)
+
+
+def test_what_has_no_device_here_is_unmeasured() -> None:
+    absent = {"latency": "no SM89 GPU here", "accuracy": "no SM89 GPU here"}
+    measured = Measurements("a", "b", bytes=1, unmeasured=absent)
+    limits = NOTHING.model_copy(update={"accuracy_margin": 2.0, "e2e_ratio": 1.1, "max_bytes": 2})
+    result = gate(measured, limits)
+    assert [check.verdict for check in result.checks] == [
+        Verdict.UNMEASURED,
+        Verdict.UNMEASURED,
+        Verdict.PASS,
+    ]
+    assert result.verdict == Verdict.UNMEASURED
+    assert result.checks[0].reason == "no SM89 GPU here"
+
+
+def test_the_worst_verdict_wins() -> None:
+    """Planted one by one from the best; each is worse than all before it."""
+    limits = NOTHING.model_copy(update={"max_bytes": 2, "max_kl": 0.1})
+    measured = Measurements("a", "b", bytes=1, fidelity=fidelity(0.01))
+    assert gate(measured, limits).verdict == Verdict.PASS
+    measured = replace(measured, unmeasured={"latency": "no device"})
+    limits = limits.model_copy(update={"e2e_ratio": 1.1})
+    assert gate(measured, limits).verdict == Verdict.UNMEASURED
+    measured = replace(measured, fidelity=fidelity(0.1))
+    assert gate(measured, limits).verdict == Verdict.INCONCLUSIVE
+    assert gate(replace(measured, bytes=3), limits).verdict == Verdict.FAIL
+
+
+def fidelity(kl: float) -> Fidelity:
+    return Fidelity(
+        items=10,
+        positions=50,
+        kl_mean=kl,
+        kl_low=0.8 * kl,
+        kl_high=1.2 * kl,
+        kl_p99=3 * kl,
+        top1_agreement=0.9,
+        answers=10,
+        answer_flip_rate=0.0,
+    )
+
+
+@pytest.mark.parametrize(("kl", "verdict"), [(0.05, "PASS"), (0.1, "INCONCLUSIVE"), (0.2, "FAIL")])
+def test_divergence_is_held_by_its_bounds(kl: float, verdict: str) -> None:
+    measured = Measurements("a", "b", fidelity=fidelity(kl))
+    assert only(gate(measured, NOTHING.model_copy(update={"max_kl": 0.1}))).verdict == verdict
+
+
+@pytest.mark.parametrize(("flips", "verdict"), [(0.02, "PASS"), (0.05, "INCONCLUSIVE"), (0.12, "FAIL")])
+def test_flips_are_counted_in_both_directions(flips: float, verdict: str) -> None:
+    check = only(
+        gate(answers(1000, flips / 2, flips / 2), NOTHING.model_copy(update={"max_flip_rate": 0.05}))
+    )
+    assert check.verdict == verdict
+    assert check.candidate == pytest.approx(flips, abs=0.02)
+
+
+def test_tasks_are_shown_without_a_verdict() -> None:
+    result = gate(answers(400, 0.02, 0.02), NOTHING.model_copy(update={"accuracy_margin": 5.0}))
+    assert [row.slice for row in result.slices] == ["task0", "task1"]
+    assert sum(row.n or 0 for row in result.slices) == 400
+    assert "verdict" not in result.slices[0].model_dump()
+
+
+def test_a_gate_survives_json() -> None:
+    result = gate(
+        replace(answers(400, 0.02, 0.02), baseline_timings=timings(1), candidate_timings=timings(1)),
+        Limits(e2e_ratio=1.1),
+    )
+    assert Gate.model_validate_json(result.model_dump_json()) == result
+    assert result.model_dump()["waivers"] == []
+
+
+@pytest.mark.parametrize(
+    "bad", [{"acuracy": 1}, {"accuracy_margin": 0}, {"confidence": 95}, {"max_bytes": -1}]
+)
+def test_limits_refuse_nonsense(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Limits(**bad)
+
+
+def test_every_limit_is_documented() -> None:
+    assert all(field.description for field in Limits.model_fields.values())
