@@ -18,10 +18,9 @@ def open_model(path: Path, threads: int | None, providers: Sequence[str]) -> Any
 
     threads: by default one for each core.
     """
-    if missing := set(providers) - set(ort.get_available_providers()):
-        raise UserError(
-            f"execution provider {missing.pop()}: this onnxruntime has {', '.join(ort.get_available_providers())}"
-        )
+    available = ort.get_available_providers()
+    if missing := [name for name in providers if name not in available]:
+        raise UserError(f"execution provider {missing[0]}: this onnxruntime has {', '.join(available)}")
     if not path.is_file():
         raise UserError(f"{path} is missing: export the checkpoint again")
     options = ort.SessionOptions()

@@ -92,4 +92,5 @@ def interpolation(
     share = exact - low.astype(np.float32)
     rows, columns = (((low[:, i], 1 - share[:, i]), (high[:, i], share[:, i])) for i in range(2))
     corners = [(row * side + column, a * b) for row, a in rows for column, b in columns]
-    return np.stack([index for index, _ in corners]), np.stack([weight for _, weight in corners])[:, :, None]
+    weights = np.stack([weight for _, weight in corners], dtype=np.float32)
+    return np.stack([index for index, _ in corners]), weights[:, :, None]

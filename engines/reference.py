@@ -1,0 +1,142 @@
+"""The baseline: a checkpoint run by transformers, positions and padding included, behind the same face."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import CompressedTensorsConfig, Qwen3VLForConditionalGeneration
+from transformers.utils import logging
+
+from engines.config import ModelConfig, read_json
+from engines.errors import UserError
+from engines.processor import Inputs
+from engines.session import Cache, check_prefill
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(eq=False)
+class State:
+    """transformers' keys and values, and the attention mask [B, tokens so far] with its left padding."""
+
+    past: Any
+    mask: torch.Tensor
+
+
+class ReferenceSession:
+    """A Session over transformers' Qwen3VLForConditionalGeneration."""
+
+    def __init__(self, directory: Path, *, dtype: str | None = None, threads: int | None = None) -> None:
+        """Load the checkpoint in `directory`; UserError when transformers cannot.
+
+        dtype: float32, bfloat16 or float16; by default the one the checkpoint is stored in. threads: torch's,
+        for the whole process. Weights in compressed-tensors' 4 bits are unpacked to dtype.
+        """
+        if dtype not in (None, *DTYPES):
+            raise UserError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
+        self.config = ModelConfig.load(directory)
+        if threads:
+            torch.set_num_threads(threads)
+        self.model = _load(Path(directory), dtype)
+
+    def prefill(
+        self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
+    ) -> tuple[NDArray[np.float32], Cache]:
+        """See Session.prefill."""
+        check_prefill(prompts, capacity, keep, self.config)
+        lengths = np.array([len(prompt.input_ids) for prompt in prompts])
+        ids, mask = np.zeros((2, len(prompts), lengths.max()), np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, -lengths[row] :] = prompt.input_ids
+            mask[row, -lengths[row] :] = 1
+        kinds = np.where(
+            ids == self.config.image_token_id, 1, np.where(ids == self.config.video_token_id, 2, 0)
+        )
+        tokens = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        media = _media(prompts)
+        grids = {name: value for name, value in media.items() if name.endswith("grid_thw")}
+        positions, deltas = self.model.model.get_rope_index(
+            mm_token_type_ids=torch.from_numpy(kinds), **tokens, **grids
+        )
+        logits, past = self._run(positions, keep, **tokens, **media)
+        cache_positions = lengths + deltas[:, 0].numpy()
+        return logits, Cache(lengths, cache_positions, capacity, State(past, tokens["attention_mask"]))
+
+    def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
+        """See Session.decode."""
+        cache.check_decode(tokens)
+        state: State = cache.state
+        state.mask = torch.nn.functional.pad(state.mask, (0, 1), value=1)
+        positions = torch.from_numpy(np.tile(cache.positions[:, None], (3, 1, 1)))
+        ids = torch.from_numpy(tokens[:, None])
+        logits, state.past = self._run(
+            positions, 1, input_ids=ids, attention_mask=state.mask, past_key_values=state.past
+        )
+        cache.advance()
+        return logits[:, 0]
+
+    def _run(self, positions: torch.Tensor, keep: int, **inputs: Any) -> tuple[NDArray[np.float32], Any]:
+        """Logits f32 [B, keep, V] and the cache, for mRoPE positions [3, B, S]."""
+        size = inputs["input_ids"].shape[1]
+        text = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)[None, :, -size:]
+        with torch.inference_mode():
+            output = self.model(
+                position_ids=torch.cat([text, positions]), logits_to_keep=keep, use_cache=True, **inputs
+            )
+        return output.logits.float().numpy(), output.past_key_values
+
+
+def _media(prompts: Sequence[Inputs]) -> dict[str, torch.Tensor]:
+    """transformers takes all images of a batch as one tensor, and all videos as another."""
+    names = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+    tensors = {}
+    for kind, (pixels, grid) in names.items():
+        if media := [item for prompt in prompts for item in prompt.media if item.kind == kind]:
+            tensors[pixels] = torch.from_numpy(np.concatenate([item.pixels for item in media]))
+            tensors[grid] = torch.tensor([item.grid for item in media])
+    return tensors
+
+
+def _load(directory: Path, dtype: str | None) -> Any:
+    quantization = read_json(directory / "config.json").get("quantization_config")
+    options: dict[str, Any] = {}
+    if quantization:
+        if (method := quantization.get("quant_method")) != "compressed-tensors":
+            raise UserError(
+                f"{directory} holds {method} weights: on a CPU transformers runs compressed-tensors only"
+            )
+        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    try:
+        with _quiet():
+            model = Qwen3VLForConditionalGeneration.from_pretrained(
+                directory, dtype=dtype or "auto", local_files_only=True, **options
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(
+            f"{directory} cannot be loaded by transformers: {str(error).strip().splitlines()[0]}"
+        ) from None
+    return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither progress bars nor advice from transformers while it loads; both as before afterwards."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
