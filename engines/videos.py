@@ -53,10 +53,10 @@ def prepare_video(
     """
     if isinstance(source, str | Path):
         frames, indices, rate = _sample_file(Path(source), config)
+    elif isinstance(source, list | tuple):
+        frames, indices, rate = map(load_image, source), np.arange(len(source)), _frame_rate(fps)
     else:
-        rate = _frame_rate(fps)
-        indices = np.arange(len(source))
-        frames = (load_image(frame) for frame in source)
+        raise UserError(f"a video is given as {type(source).__name__}: expected a path or a list of frames")
     if len(indices) < config.temporal_patch_size:
         raise UserError(
             f"a video needs {config.temporal_patch_size} frames or more, got {len(indices)}: send an image"
