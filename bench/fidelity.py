@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engines.processor import Processor
     from engines.session import Session
 
-# Item id -> log-probabilities [answer tokens + 1, vocabulary]: of each answer token and of what follows them.
+# Item id -> log-probabilities [answer tokens, vocabulary] from which each token was chosen, the end included.
 Record = Mapping[str, NDArray[np.floating]]
 
 # float16 keeps a log-probability to 1 part in 2,048: enough for a KL, and half the size where size matters.
@@ -56,7 +56,8 @@ def record(
     """
     found: dict[str, NDArray[np.floating]] = {}
     prompts = [
-        processor(item.messages).extend(answer.token_ids) for item, answer in zip(items, answers, strict=True)
+        processor(item.messages).extend(answer.token_ids[:-1])
+        for item, answer in zip(items, answers, strict=True)
     ]
     lengths: dict[int, list[int]] = {}
     for i, answer in enumerate(answers):
@@ -65,7 +66,7 @@ def record(
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
             capacity = max(len(prompts[i].input_ids) for i in batch)
-            logits, _ = session.prefill([prompts[i] for i in batch], capacity=capacity, keep=length + 1)
+            logits, _ = session.prefill([prompts[i] for i in batch], capacity=capacity, keep=length)
             found |= {items[i].id: log_softmax(rows) for i, rows in zip(batch, logits, strict=True)}
     return {item.id: found[item.id] for item in items}
 

@@ -1,0 +1,98 @@
+"""Answers are judged exactly, batching changes none, and scores follow from the counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.accuracy import Observation, evaluate, guess_rate, read_observations, summarize, write_observations
+from bench.micro.tasks import generate
+from bench.tasks import Item
+from engines.errors import UserError
+from engines.processor import Processor
+from engines.reference import ReferenceSession
+from tests.fakes import END, NumberProcessor, TableSession, chain
+
+# 1 -> 2 -> 3 -> end; 4 goes round in circles.
+SUCCESSORS = [END, 2, 3, END, 4]
+
+
+def item(prompt: str, answer: str) -> Item:
+    return Item.make("t", [{"role": "user", "content": prompt}], answer, 0.0)
+
+
+def answer(items: list[Item], **settings: Any) -> tuple[list[Observation], TableSession]:
+    session: Any = TableSession(chain(SUCCESSORS))
+    processor: Any = NumberProcessor()
+    return evaluate(session, processor, items, max_tokens=3, **{"batch_size": 2, **settings}), session
+
+
+def test_answers_come_in_the_order_asked_and_are_judged_exactly() -> None:
+    items = [item("4 4 4 1", "2 3"), item("2", " 3\n"), item("1 1", "2"), item("4", "4 4 4"), item("3", "")]
+    found, _ = answer(items)
+    assert [row.id for row in found] == [question.id for question in items]
+    assert [row.text for row in found] == ["2 3", "3", "2 3", "4 4 4", ""]
+    assert [row.correct for row in found] == [True, True, False, True, True]
+    assert [row.token_ids for row in found] == [(2, 3, 0), (3, 0), (2, 3, 0), (4, 4, 4), (0,)]
+
+
+def test_prompts_of_like_length_share_a_batch() -> None:
+    _, session = answer([item("1 " * n, "2") for n in (9, 2, 5, 1, 8)], batch_size=2)
+    assert session.batches == [[1, 2], [5, 8], [9]]
+
+
+def test_progress_counts_items() -> None:
+    seen: list[tuple[int, int]] = []
+    answer([item("1 " * n, "2") for n in (1, 2, 3)], progress=lambda *at: seen.append(at))
+    assert seen == [(2, 3), (3, 3)]
+
+
+def test_batched_equals_single_on_the_embedded_checkpoint(micro_checkpoint: Path) -> None:
+    """In float32: in half precision a tie may fall either way with the shape of the batch."""
+    items = generate("test", 24, 5)
+    session = ReferenceSession(micro_checkpoint, dtype="float32", threads=1)
+    processor = Processor.load(micro_checkpoint)
+    single, batched = (evaluate(session, processor, items, max_tokens=8, batch_size=size) for size in (1, 12))
+    assert single == batched
+    assert len({row.text for row in single}) > 8
+
+
+def observation(task: str, answer: str, correct: bool, guess: float = 0.0) -> Observation:
+    return Observation("", task, answer, "", correct, guess, ())
+
+
+def test_scores_by_hand() -> None:
+    """Task a: 3 of 4 right, "x" is the answer of 2 of the 3 others. Task b: 1 of 2 right, chance 0.5."""
+    rows = [observation("a", "x", i > 0) for i in range(3)] + [observation("a", "y", True)]
+    rows += [observation("b", word, word == "p", 0.5) for word in ("p", "q")]
+    a, b, everything = summarize(rows)
+    assert (a.task, a.n, a.accuracy, a.guess) == ("a", 4, 0.75, pytest.approx(2 / 3))
+    assert a.standard_error == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+    assert a.low < 0.75 < a.high < 1
+    assert (b.accuracy, b.guess) == (0.5, 0.5)
+    assert (everything.n, everything.accuracy) == (6, pytest.approx(4 / 6))
+    assert everything.guess == pytest.approx((4 * 2 / 3 + 2 * 0.5) / 6)
+
+
+def test_a_single_or_ever_different_answer_is_no_guess() -> None:
+    assert guess_rate([observation("a", "x", True)]) == 0
+    assert guess_rate([observation("a", word, True) for word in "pqrs"]) == 0
+    assert guess_rate([observation("a", "x", True) for _ in range(5)]) == 1
+
+
+def test_observations_come_back(tmp_path: Path) -> None:
+    rows = [Observation("id", "t", "中\u2028", "a\nb", True, 0.25, (1, 2)), observation("u", "", False)]
+    write_observations(tmp_path / "o.jsonl", rows)
+    assert read_observations(tmp_path / "o.jsonl") == rows
+
+
+def test_a_malformed_observation_is_named(tmp_path: Path) -> None:
+    write_observations(tmp_path / "o.jsonl", [observation("t", "", True)])
+    with (tmp_path / "o.jsonl").open("a") as file:
+        file.write('{"id": "x", "task": 3}\n')
+    with pytest.raises(UserError, match=r"o\.jsonl:2: task"):
+        read_observations(tmp_path / "o.jsonl")
+    with pytest.raises(UserError, match="cannot read"):
+        read_observations(tmp_path / "none.jsonl")

@@ -1,0 +1,118 @@
+"""What is measured, in which order, and how it is laid out; never how long it takes."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import latency
+from bench.latency import Timing, measure, of_arm, order, summarize, table
+from bench.records import read_records, write_records
+from engines.errors import UserError
+from tests.fakes import END, NumberProcessor, TableSession, chain
+
+ARMS = ["a", "b", "c"]
+
+
+def requests(n: int) -> list[Any]:
+    return [NumberProcessor()([{"content": "1 2 3" + " 1" * i}]) for i in range(n)]
+
+
+def sessions(arms: list[str] = ARMS) -> dict[str, Any]:
+    """All of them end their answer at once."""
+    return {arm: TableSession(chain([END] * 4)) for arm in arms}
+
+
+def test_order_is_mirrored_and_rotated() -> None:
+    assert [arm for _, _, arm in order(ARMS, 2, 2)] == list("abccba" + "bcaacb")
+
+
+def test_every_arm_has_every_place_equally_often() -> None:
+    """Then linear drift, whatever its sign, adds the same to every arm."""
+    at = list(order(ARMS, 3, 2))
+    assert Counter((request, repeat, arm) for request, repeat, arm in at) == Counter(
+        (i, j, arm) for i in range(3) for j in range(2) for arm in ARMS
+    )
+    mean = {arm: np.mean([place for place, (_, _, who) in enumerate(at) if who == arm]) for arm in ARMS}
+    assert len(set(mean.values())) == 1
+
+
+def test_all_arms_do_equal_work_past_the_end_of_the_answer() -> None:
+    models = sessions()
+    rows = measure(models, requests(4), output_tokens=5, repeats=3, warmup=2)
+    assert len(rows) == 3 * 4 * 3
+    assert {row.output_tokens for row in rows} == {5}
+    for session in models.values():
+        assert (
+            session.decoded == (4 * 3 + 2) * 4
+        )  # four after the first token, for 12 answers and 2 of warm-up
+        assert session.batches[:2] == [[3], [4]]
+
+
+def test_figures_follow_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts 0, 1, 4, 9, 16 ... ms: first token after 1, then 3, 5, 7."""
+    ticks = iter(i * i / 1e3 for i in range(1000))
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(ticks))
+    row = measure(sessions(["a"]), requests(1), output_tokens=4, repeats=1, warmup=0)[0]
+    assert (row.ttft_ms, row.itl_ms, row.e2e_latency_ms) == pytest.approx((1, 5, 16))
+    assert row.output_tokens_per_s == pytest.approx(4 / 0.016)
+    assert row.prompt_tokens == 3
+
+
+def test_garbage_is_left_alone_while_measuring_and_collected_again_after() -> None:
+    seen: list[bool] = []
+    measure(
+        sessions(), requests(1), output_tokens=2, progress=lambda done, total: seen.append(gc.isenabled())
+    )
+    assert seen == [False] * 6
+    assert gc.isenabled()
+
+
+def test_progress_counts_to_the_end() -> None:
+    seen: list[tuple[int, int]] = []
+    measure(sessions(["a"]), requests(2), output_tokens=2, progress=lambda *at: seen.append(at))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_one_token_has_no_time_between_tokens() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        measure(sessions(), requests(1), output_tokens=1)
+
+
+def rows() -> list[Timing]:
+    return [Timing("a", i, j, 3, 4, 10 * i + j, 2.0, 3.0, 4.0) for j in range(2) for i in range(3)]
+
+
+def test_table_is_requests_by_repeats() -> None:
+    assert table(rows(), "ttft_ms").tolist() == [[0, 1], [10, 11], [20, 21]]
+
+
+@pytest.mark.parametrize("bad", [[], rows()[:-1], [*rows(), rows()[0]], rows()[1:]])
+def test_a_table_has_no_holes_and_no_doubles(bad: list[Timing]) -> None:
+    with pytest.raises(ValueError, match="expected one of each"):
+        table(bad, "ttft_ms")
+
+
+def test_summary_by_arm() -> None:
+    both = [*rows(), *(replace(row, arm="b", ttft_ms=row.ttft_ms * 2) for row in rows())]
+    found = summarize(both)
+    assert found["a"]["ttft_ms"] == {
+        "p50": 10.5,
+        "p95": pytest.approx(np.quantile([0, 1, 10, 11, 20, 21], 0.95)),
+    }
+    assert found["b"]["ttft_ms"]["p50"] == 21
+    assert of_arm(both, "a") == rows()
+
+
+def test_timings_come_back(tmp_path: Path) -> None:
+    write_records(tmp_path / "t.jsonl", rows())
+    assert read_records(tmp_path / "t.jsonl", Timing) == rows()
+    (tmp_path / "t.jsonl").write_text('{"arm": "a"}\n')
+    with pytest.raises(UserError, match=r"t\.jsonl:1: request"):
+        read_records(tmp_path / "t.jsonl", Timing)
