@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from engines.config import ModelConfig, read_json
@@ -18,6 +19,7 @@ from engines.tokenizer import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 # What a folder carries besides weights; a built artifact takes along those that exist.
 SIDE_FILES = (
     "config.json",
@@ -97,9 +99,17 @@ class Checkpoint:
                     )
             else:
                 problems.append(f"{name} is missing")
+        if self.config.tie_word_embeddings and not self._head_is_embedding():
+            problems.append("lm_head.weight differs from the embedding, config.json sets tie_word_embeddings")
         if problems:
             more = f" (and {len(problems) - 1} more such tensors)" if len(problems) > 1 else ""
             raise UserError(f"{self.path}: {problems[0]}{more}")
+
+    def _head_is_embedding(self) -> bool:
+        """Whether a tied head, where the file stores it all the same, holds the embedding's very bytes."""
+        if HEAD not in self._tensors or EMBEDDING not in self._tensors:
+            return True
+        return np.array_equal(self._tensors[HEAD].view(np.uint8), self._tensors[EMBEDDING].view(np.uint8))
 
 
 def _read_shards(directory: Path) -> tuple[tuple[Path, ...], dict[str, NDArray[Any]]]:
@@ -127,9 +137,9 @@ def _read_shards(directory: Path) -> tuple[tuple[Path, ...], dict[str, NDArray[A
 def expected_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor an unquantized checkpoint of this configuration stores."""
     text, vision = config.text, config.vision
-    yield "model.language_model.embed_tokens.weight", (text.vocab_size, text.hidden_size)
+    yield EMBEDDING, (text.vocab_size, text.hidden_size)
     if not config.tie_word_embeddings:
-        yield "lm_head.weight", (text.vocab_size, text.hidden_size)
+        yield HEAD, (text.vocab_size, text.hidden_size)
     yield "model.language_model.norm.weight", (text.hidden_size,)
     for layer in range(text.num_hidden_layers):
         yield from _decoder_layer(f"model.language_model.layers.{layer}", config)

@@ -166,6 +166,19 @@ def test_untied_head_must_be_there(single: Path) -> None:
         Checkpoint.open(single)
 
 
+def test_tied_head_may_be_stored_but_not_differ(single: Path) -> None:
+    """transformers ties the two in the first case and, with a warning, not in the second."""
+    path = single / "model.safetensors"
+    tensors = load_file(path)
+    head = tensors["model.language_model.embed_tokens.weight"].copy()
+    save_file({**tensors, "lm_head.weight": head}, path)
+    Checkpoint.open(single)
+    head[3, 3] += 1
+    save_file({**tensors, "lm_head.weight": head}, path)
+    with pytest.raises(UserError, match="differs from the embedding"):
+        Checkpoint.open(single)
+
+
 def test_unknown_tensor(single: Path) -> None:
     with pytest.raises(UserError, match=r"has no tensor model\.nonsense\.weight"):
         Checkpoint.open(single).weight("model.nonsense")
