@@ -1,0 +1,112 @@
+"""`python -m engines`: export a checkpoint to ONNX, run a checkpoint or an artifact."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from engines.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 error (2, usage, is argparse's)."""
+    arguments = parser().parse_args(argv)
+    commands = {"export": _export, "run": _run}
+    try:
+        commands[arguments.command](arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    export = commands.add_parser("export", help="write a checkpoint as ONNX graphs for onnxruntime")
+    export.add_argument("checkpoint", type=Path, help="folder in the Hugging Face layout")
+    export.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty"
+    )
+    export.add_argument(
+        "--accuracy-level",
+        type=int,
+        choices=(0, 4),
+        default=4,
+        help="INT4 layers multiply with activations in fp32 (0) or int8 (4, faster; default)",
+    )
+
+    run = commands.add_parser("run", help="answer one prompt")
+    run.add_argument("artifact", type=Path, help="ONNX artifact, or checkpoint (run by transformers)")
+    run.add_argument("--prompt", required=True, metavar="TEXT")
+    run.add_argument("--image", action="append", default=[], metavar="FILE", help="may be repeated")
+    run.add_argument("--video", action="append", default=[], metavar="FILE", help="may be repeated")
+    run.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default 256")
+    run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    run.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    run.add_argument("--top-k", type=int, default=0, metavar="K")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal text")
+    run.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default one for each core")
+    run.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    return top
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from engines.checkpoint import Checkpoint
+    from engines.export import export
+
+    out: Path = arguments.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder: name another, or remove it")
+    export(Checkpoint.open(arguments.checkpoint), out, accuracy_level=arguments.accuracy_level)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from engines.generate import Sampling, generate
+    from engines.processor import Processor
+    from engines.session import open_session
+
+    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.top_k, seed=arguments.seed)
+    session = open_session(arguments.artifact, threads=arguments.threads)
+    processor = Processor.load(arguments.artifact)
+    content = [{"type": kind, kind: file} for kind in ("image", "video") for file in getattr(arguments, kind)]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": arguments.prompt}]}]
+    completion = generate(
+        session,
+        processor,
+        processor(messages),
+        max_tokens=arguments.max_tokens,
+        sampling=sampling,
+        on_text=(lambda text: None) if arguments.json else _show,
+    )
+    if arguments.json:
+        print(
+            json.dumps({**asdict(completion), "peak_memory_bytes": _peak_memory_bytes()}, ensure_ascii=False)
+        )
+    else:
+        print()
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _peak_memory_bytes() -> int:
+    """The most memory this process has held."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts kilobytes
+
+
+if __name__ == "__main__":
+    sys.exit(main())
