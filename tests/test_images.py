@@ -74,7 +74,8 @@ def test_modes_equal_the_reference(mode: str, size: tuple[int, int]) -> None:
 
 def test_palette_transparency_equals_the_reference() -> None:
     image = picture(64, 64, mode="P")
-    image.info["transparency"] = 3
+    image.info["transparency"] = image.getpixel((0, 0))
+    assert load_image(image).getpixel((0, 0)) == (255, 255, 255)
     assert_same_as_reference(image, SMALL)
 
 
