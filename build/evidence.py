@@ -13,10 +13,11 @@ from typing import Any
 
 from bench.accuracy import read_observations
 from bench.fidelity import Fidelity
-from bench.gate import Gate, Measurements, gate
+from bench.gate import gate
 from bench.latency import Timing, measure
+from bench.verdict import Gate, Measurements
 from build.console import Console
-from build.recipe import Recipe, runs_in_onnxruntime
+from build.recipe import MADE_FROM, Recipe, runs_in_onnxruntime
 from build.source import project_revision
 from build.store import Entry, processor_name
 
@@ -93,10 +94,13 @@ def documents(
     variant: str, recipe: Recipe, built: Built, judged: Gate, timings: list[Timing]
 ) -> dict[str, Path | str | dict[str, Any]]:
     """What goes into a published variant's evidence folder, by file name: files, texts and JSON."""
-    files = (
-        built.answers[variant].path / "observations.jsonl",
-        built.answers[variant].path / "fidelity.json",
+    answers, artifact = built.answers[variant].path, built.artifacts[variant].path
+    # What calibration saw is written beside the weights it chose, which an engine was made from.
+    weights = (
+        built.artifacts[MADE_FROM[variant] or variant].path if runs_in_onnxruntime(variant) else artifact
     )
+    files = [answers / name for name in ("observations.jsonl", "fidelity.json")]
+    files += [weights / name for name in ("calibration.json", "quantization.json")]
     found: dict[str, Path | str | dict[str, Any]] = {file.name: file for file in files if file.is_file()}
     compared = [timing for timing in timings if timing.arm in ("fp16", variant)]
     if any(timing.arm == variant for timing in compared):
@@ -108,6 +112,29 @@ def documents(
         "recipe.json": recipe.model_dump(mode="json"),
         "commands.sh": COMMANDS.format(variant=variant),
     }
+
+
+def report(
+    summary: dict[str, Any], built: Built, gates: dict[str, Gate], timings: list[Timing], path: Path
+) -> None:
+    """The page for people."""
+    from bench.report import VariantEvidence, write_report
+
+    def layers(variant: str) -> list[Any]:
+        described = built.artifacts[variant].path / "quantization.json"
+        return list(json.loads(described.read_text())["layers"]) if described.is_file() else []
+
+    variants = [
+        VariantEvidence(
+            name=variant,
+            gate=judged,
+            observations=read_observations(built.answers[variant].path / "observations.jsonl"),
+            timings=[timing for timing in timings if timing.arm == variant],
+            layers=layers(variant),
+        )
+        for variant, judged in gates.items()
+    ]
+    write_report(summary, variants, path)
 
 
 def has_media(messages: list[dict[str, Any]]) -> bool:

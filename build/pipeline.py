@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.verdict import Verdict
 from build import stages
 from build.console import Console
 from build.evidence import Built, documents, environment, judge, report, time_requests
@@ -14,8 +15,6 @@ from build.recipe import MADE_FROM, Recipe, runs_in_onnxruntime
 from build.source import Source
 from build.store import Entry, Run, Store, Work
 from engines.artifact import write_json
-
-SEVERITY = ("PASS", "UNMEASURED", "INCONCLUSIVE", "FAIL")
 
 
 class Doer(Protocol):
@@ -79,10 +78,10 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
                 "checks": [check.model_dump(mode="json") for check in gates[variant].checks],
             }
         )
-    summary = {
+    summary: dict[str, Any] = {
         "model": source.name,
         "out": str(out),
-        "verdict": max((row["verdict"] for row in rows), key=SEVERITY.index),
+        "verdict": next(str(verdict) for verdict in Verdict if verdict in {row["verdict"] for row in rows}),
         "seconds": round(time.monotonic() - began, 1),
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from bench.gate import Limits
+from bench.verdict import Limits
 from engines.errors import UserError
 
 RECIPES = Path(__file__).resolve().parent / "recipes"

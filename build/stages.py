@@ -1,6 +1,6 @@
 """Each stage of a build as (the work it is, the function that does it).
 
-A stage writes files into ``out``, may keep resumable state in ``scratch``, and returns further fields of
+A stage makes the folder ``out``, may keep resumable state in ``scratch``, and returns further fields of
 the manifest. What is heavy is imported when a stage runs, so that planning and cache hits stay light.
 """
 
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.gate import Limits
+from bench.verdict import Limits
 from build.console import Console
 from build.recipe import MADE_FROM, Evaluate, Export, Quantize
 from build.source import Source
@@ -57,7 +57,7 @@ def quantized(method: str, base: Entry, source: Source, settings: Quantize, cons
     calibration = calibration_file(settings)
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from quantize.checkpoint import quantize_checkpoint
+        from quantize.pipeline import quantize_checkpoint
 
         with console.progress(f"{method} layers") as report:
             receipt = quantize_checkpoint(
@@ -68,7 +68,7 @@ def quantized(method: str, base: Entry, source: Source, settings: Quantize, cons
                 calibration=calibration,
                 work_dir=scratch,
                 damping=settings.damping,
-                progress=report,
+                progress=lambda step, done, total: report(done, total),
             )
         quantization = {
             "method": method,
@@ -76,7 +76,7 @@ def quantized(method: str, base: Entry, source: Source, settings: Quantize, cons
             "group_size": settings.group_size,
             "symmetric": True,
             "components": ["decoder linears"],
-            "calibration": receipt.get("calibration", {}).get("sha256"),
+            "calibration": receipt["calibration"]["sha256"],
         }
         return {"source": _source_fields(source), "quantization": quantization}
 
@@ -135,6 +135,7 @@ def items(settings: Evaluate, quantize: Quantize) -> Step:
                 f"{len(shared)} evaluation items are in the calibration set (first: {shared[0][:12]}); "
                 "a model must not be scored on what it was tuned on: change one of the two sets"
             )
+        out.mkdir()
         write_items(out / "items.jsonl", chosen)
         return {}
 
@@ -173,6 +174,7 @@ def evaluated(
                 batch_size=settings.batch_size,
                 progress=report,
             )
+        out.mkdir()
         write_observations(out / "observations.jsonl", observations)
         reference = (
             observations if baseline is None else read_observations(baseline.path / "observations.jsonl")
@@ -207,10 +209,9 @@ def memory(variant: str, artifact: Entry, limits: Limits) -> Step:
     def run(out: Path, scratch: Path) -> dict[str, Any]:
         from bench.resources import peak_memory
 
-        write_json(
-            out / "memory.json",
-            peak_memory(artifact.path, context=limits.context, batch=limits.batch).model_dump(),
-        )
+        peak = peak_memory(artifact.path, context=limits.context, batch=limits.batch)
+        out.mkdir()
+        write_json(out / "memory.json", peak.model_dump())
         return {}
 
     work = Work(

@@ -27,7 +27,7 @@ from engines.artifact import MANIFEST, Manifest, canonical_digest, damage, hash_
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Writes a stage's files into `out`, may keep state in `scratch`, returns further fields of the manifest.
+# Makes the folder `out`, may keep state in `scratch`, returns further fields of the manifest.
 Run = Callable[[Path, Path], dict[str, Any]]
 
 
@@ -129,8 +129,7 @@ class Store:
         partial = folder.with_name(f".{folder.name}.partial")
         out, scratch = partial / "out", partial / "scratch"
         _remove(out)
-        out.mkdir(parents=True)
-        scratch.mkdir(exist_ok=True)
+        scratch.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         fields = run(out, scratch)
         manifest = Manifest(

@@ -1,0 +1,213 @@
+"""``python -m build all`` as a user meets it: end to end, cached, killed, damaged, and given bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import write_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+# Small enough for a test; whether the verdict passes is not the point here, whether it is reached is.
+SMALL = ["evaluate.items=40", "evaluate.fidelity_items=8", "latency.requests=2", "latency.output_tokens=4"]
+SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+LINE = [sys.executable, "-m", "build"]
+VARIANTS = ["fp16", "onnx-fp16", "gptq-int4", "gptq-int4-onnx", "awq-int4", "awq-int4-onnx"]
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    return [*LINE, "all", "--out", str(out), "--json", *SETTINGS, *more]
+
+
+def run(*line: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def summary_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode in (0, 3, 4), done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def digests(summary: dict[str, Any]) -> dict[str, str]:
+    return {variant["name"]: variant["digest"] for variant in summary["variants"]}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module")
+def built(out: Path) -> dict[str, Any]:
+    return summary_of(run(*arguments(out)))
+
+
+def test_every_variant_gets_a_verdict_and_what_passed_is_published(built: dict[str, Any], out: Path) -> None:
+    assert [variant["name"] for variant in built["variants"]] == VARIANTS
+    assert json.loads((out / "qwen3-vl-micro" / "summary.json").read_text()) == built
+    assert "<svg" in (out / "qwen3-vl-micro" / "report.html").read_text()
+    for variant in built["variants"]:
+        folder = out / "qwen3-vl-micro" / variant["name"]
+        assert folder.exists() == (variant["verdict"] == "PASS"), variant
+        assert variant["bytes"] > 0
+        assert variant["peak_memory_bytes"] > 0
+        assert variant["checks"]
+    fp16 = out / "qwen3-vl-micro" / "fp16"
+    assert {path.name for path in (fp16 / "evidence").iterdir()} >= {
+        "gate.json",
+        "observations.jsonl",
+        "commands.sh",
+    }
+
+
+def test_second_run_is_all_hits_with_the_same_digests(built: dict[str, Any], out: Path) -> None:
+    done = run(*arguments(out))
+    again = summary_of(done)
+    assert all(variant["cached"] for variant in again["variants"])
+    assert digests(again) == digests(built)
+    assert "not built yet" not in done.stderr
+
+
+def test_a_changed_setting_rebuilds_what_depends_on_it_and_says_why(built: dict[str, Any], out: Path) -> None:
+    done = run(
+        *LINE,
+        "plan",
+        "--out",
+        str(out),
+        "--json",
+        "--set",
+        "quantize.damping=0.02",
+        *SETTINGS,
+    )
+    steps = {(step["stage"], step["name"]): step for step in json.loads(done.stdout)["steps"]}
+    assert steps["quantize", "gptq-int4"]["reason"] == "rebuilt: damping 0.01 -> 0.02"
+    assert steps["export", "gptq-int4-onnx"]["reason"] == "its checkpoint will be built first"
+    assert not steps["export", "onnx-fp16"]["runs"]
+
+
+@pytest.mark.parametrize(
+    "moment", ["quantize gptq-int4:", "export gptq-int4-onnx:", "evaluate gptq-int4-onnx:"]
+)
+def test_killed_at_any_stage_it_goes_on_and_ends_the_same(
+    built: dict[str, Any], tmp_path: Path, moment: str
+) -> None:
+    line = arguments(tmp_path, "--only", "gptq-int4-onnx")
+    victim = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert victim.stderr is not None
+    seen = []
+    for text in victim.stderr:
+        seen.append(text)
+        if moment in text:
+            break
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait(30)
+    victim.stderr.close()
+    assert moment in seen[-1], "".join(seen)
+    done = run(*line)
+    after = digests(summary_of(done))
+    assert after == {name: digest for name, digest in digests(built).items() if name in after}
+    assert "checkpoint fp16: cache hit" in done.stderr
+
+
+def test_two_runs_at_once_do_no_harm(built: dict[str, Any], tmp_path: Path) -> None:
+    line = arguments(tmp_path, "--only", "gptq-int4-onnx")
+    runs = [
+        subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in runs:
+        stdout, stderr = process.communicate(timeout=300)
+        assert process.returncode in (0, 3, 4), stderr
+        after = digests(json.loads(stdout.splitlines()[-1]))
+        assert after == {name: digest for name, digest in digests(built).items() if name in after}
+    assert run(*LINE, "verify", "--out", str(tmp_path)).returncode == 0
+
+
+def test_verify_names_the_file_with_a_flipped_byte(built: dict[str, Any], out: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "fp16"
+    shutil.copytree(out / "qwen3-vl-micro" / "fp16", copy)
+    assert run(*LINE, "verify", str(copy)).returncode == 0
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(data)
+    done = run(*LINE, "verify", str(copy))
+    assert done.returncode == 1
+    assert "model.safetensors" in done.stdout
+
+
+def test_list_and_inspect_tell_what_is_published(built: dict[str, Any], out: Path) -> None:
+    listed = json.loads(run(*LINE, "list", "--out", str(out), "--json").stdout)["variants"]
+    assert {row["variant"] for row in listed} == {
+        v["name"] for v in built["variants"] if v["verdict"] == "PASS"
+    }
+    inspected = json.loads(run(*LINE, "inspect", str(out / "qwen3-vl-micro" / "fp16"), "--json").stdout)
+    assert inspected["digest"] == digests(built)["fp16"]
+    assert inspected["gate"]["verdict"] == "PASS"
+
+
+def test_another_architecture_of_the_family_runs_through(micro_checkpoint: Path, tmp_path: Path) -> None:
+    model = tmp_path / "other"
+    write_checkpoint(model, micro_checkpoint, layers=3, heads=2, patch_size=16, tied=False, shards=2)
+    done = run(*arguments(tmp_path / "out", "--model", str(model)))
+    summary = summary_of(done)
+    assert [variant["name"] for variant in summary["variants"]] == VARIANTS
+    # A random model scores at chance, and on chance no verdict can rest.
+    assert summary["verdict"] == "INCONCLUSIVE"
+    assert done.returncode == 4
+
+
+def llama(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (["--model", "/nonexistent"], "no such folder"),
+        (["--model", "LLAMA"], "LlamaForCausalLM"),
+        (["--set", "gate.acuracy_margin=1"], "did you mean gate.accuracy_margin?"),
+        (["--recipe", "nope"], "expected one of micro, qwen3-vl-2b"),
+        (["--only", "int3"], "no such variant"),
+        (["--out", "/dev/null/artifacts"], "/dev/null"),
+    ],
+    ids=lambda case: case[0].strip("-") if isinstance(case, list) else "",
+)
+def test_bad_input_is_one_clear_line(tmp_path: Path, case: list[str], message: str) -> None:
+    case = [str(llama(tmp_path / "llama")) if word == "LLAMA" else word for word in case]
+    out = [] if "--out" in case else ["--out", str(tmp_path / "out")]
+    done = run(*LINE, "all", *out, *case)
+    assert done.returncode in (1, 2)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(built: dict[str, Any], out: Path) -> None:
+    # A limit on file size fails a write as a full disk does: an OSError in the middle of a stage.
+    limited = (
+        "import resource, runpy, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "runpy.run_module('build', run_name='__main__')\n"
+    )
+    line = arguments(out, "--set", "quantize.group_size=64", "--only", "gptq-int4-onnx")
+    done = run(sys.executable, "-c", limited, *line[3:])
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run(*LINE, "verify", "--out", str(out)).returncode == 0
+    again = summary_of(run(*arguments(out)))
+    assert all(variant["cached"] for variant in again["variants"])
