@@ -86,7 +86,7 @@ def _accuracy(m: Measurements, limits: Limits) -> Iterator[Check]:
         yield Check(**row, verdict=Verdict.FAIL, reason=reason)
     else:
         needed, hope = _needed_items(m, margin / 100, delta / 100, 1 - limits.confidence)
-        reason = f"may be {low:+.1f} points: {n} items cannot settle a margin of {margin:g}; {hope}"
+        reason = f"may be {low:+.1f} points: {n:,} items cannot settle a margin of {margin:g}; {hope}"
         yield Check(**row, verdict=Verdict.INCONCLUSIVE, reason=reason, needed_n=needed)
 
 

@@ -1,0 +1,199 @@
+"""The charts of a report: which ones the evidence suffices for, and the data of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from bench.accuracy import Observation
+from bench.charts import Format, Mark, Series, ecdf, forest, heatmap, scatter
+from bench.gate import Gate, Row
+from bench.latency import Timing, table
+from bench.statistics import Interval, median_ratio
+
+Colours = Mapping[str, int]  # variant -> place in the page's palette
+
+
+@dataclass(frozen=True)
+class VariantEvidence:
+    """What a report shows of one variant. The baseline is the one whose gate compares it with itself.
+
+    `layers` holds for each decoder layer: linear -> {"error": relative RMSE of its output}.
+    """
+
+    name: str
+    gate: Gate
+    observations: Sequence[Observation] = ()
+    timings: Sequence[Timing] = ()
+    layers: Sequence[Mapping[str, Mapping[str, float]]] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart and its words; `legend` names the variants whose colours it does not explain itself."""
+
+    title: str
+    lead: str
+    svg: Markup
+    legend: Sequence[str] = ()
+
+
+def figures(
+    variants: Sequence[VariantEvidence], baseline: VariantEvidence, sizes: Mapping[str, int], colours: Colours
+) -> list[Figure]:
+    """Accuracy against latency and size, differences by task, latency distributions, errors by layer."""
+    timed = [v for v in variants if v.timings]
+    latencies = {v.name: latency(v, baseline) for v in timed}
+    disk = {name: Interval(size, size, size) for name, size in sizes.items()}
+    found = [
+        _trade_off(
+            "latency", "end-to-end latency, ms", "{:g}".format, latencies, variants, baseline, colours
+        ),
+        _trade_off("size", "on disk", human_size, disk, variants, baseline, colours),
+        _by_task([v for v in variants if v is not baseline], colours),
+        _distribution("Time to first token", "ttft_ms", timed, colours),
+        _distribution("Time between tokens", "itl_ms", timed, colours),
+        *(_layer_errors(v) for v in variants if v.layers),
+    ]
+    return [figure for figure in found if figure]
+
+
+def accuracy_row(v: VariantEvidence) -> Row | None:
+    """The gate's paired comparison over all items, if it could be made."""
+    return next((c for c in v.gate.checks if c.metric == "accuracy" and c.delta is not None), None)
+
+
+def latency(v: VariantEvidence, baseline: VariantEvidence) -> Interval:
+    """Median end-to-end latency in ms; its interval is that of the ratio to the baseline, by request."""
+    mine = table(v.timings, "e2e_latency_ms")
+    median = float(np.median(mine))
+    if v is baseline or not baseline.timings:
+        return Interval(median, median, median)
+    ratio = speed(v, baseline)
+    return Interval(median, median * ratio.low / ratio.estimate, median * ratio.high / ratio.estimate)
+
+
+def speed(v: VariantEvidence, baseline: VariantEvidence) -> Interval:
+    """Median over requests of the ratio of end-to-end latency to the baseline's."""
+    return median_ratio(table(baseline.timings, "e2e_latency_ms"), table(v.timings, "e2e_latency_ms"))
+
+
+def human_size(size: float) -> str:
+    """Decimal units, as limits are stated: 6 GB is 6,000,000,000 bytes."""
+    scale, unit = next(
+        (10.0**p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB"), (0, "B")) if size >= 10.0**p or not p
+    )
+    return f"{size / scale:.3g} {unit}"
+
+
+def signed(value: float) -> str:
+    """One decimal, a sign that is not a hyphen, and no minus zero."""
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def _trade_off(
+    against: str,
+    x_label: str,
+    x_format: Format,
+    at: Mapping[str, Interval],
+    variants: Sequence[VariantEvidence],
+    baseline: VariantEvidence,
+    colours: Colours,
+) -> Figure | None:
+    """Accuracy in percent over a cost; intervals are those of the paired differences from the baseline."""
+    rows = {v.name: row for v in variants if v.name in at and (row := accuracy_row(v))}
+    first = next(iter(rows.values()), None)
+    if first is None or first.baseline is None or baseline.name not in at:
+        return None
+    level = first.baseline
+    marks = [Mark(baseline.name, colours[baseline.name], at[baseline.name], Interval(level, level, level))]
+    for name, row in rows.items():
+        low, high = (level + (end or 0.0) for end in (row.ci_low, row.ci_high))
+        marks.append(Mark(name, colours[name], at[name], Interval(row.candidate or 0.0, low, high)))
+    return Figure(
+        f"Accuracy against {against}",
+        f"Higher and further left is better. Bars are {_level(baseline)} intervals of the difference from the "
+        "baseline, the band below it is the margin.",
+        scatter(
+            marks,
+            title=f"Accuracy in percent against {x_label}, one point a variant",
+            x_label=x_label,
+            y_label="accuracy, %",
+            x_format=x_format,
+            band=(level + (first.limit or 0.0), level),
+        ),
+    )
+
+
+def _level(v: VariantEvidence) -> str:
+    """Confidence of the two-sided interval whose ends are the gate's one-sided bounds."""
+    return f"{2 * v.gate.limits.confidence - 1:.0%}"
+
+
+def _by_task(others: Sequence[VariantEvidence], colours: Colours) -> Figure | None:
+    """Tango intervals for all items first, then task by task, the greatest loss on top."""
+    compared = [v for v in others if accuracy_row(v)]
+    if not compared:
+        return None
+    groups: dict[str, list[Mark]] = {}
+    notes: dict[str, str] = {}
+    for v in compared:
+        for row in (accuracy_row(v), *v.gate.slices):
+            if row is None or row.delta is None or row.ci_low is None or row.ci_high is None:
+                continue
+            difference = Interval(row.delta, row.ci_low, row.ci_high)
+            groups.setdefault(row.slice, []).append(Mark(v.name, colours[v.name], difference))
+            notes[row.slice] = f"{row.baseline:.0f} % of {row.n:,}"
+    order = sorted(
+        groups, key=lambda task: (task != "all", float(np.mean([m.x.estimate for m in groups[task]])))
+    )
+    row = accuracy_row(compared[0])
+    return Figure(
+        "Difference by task",
+        f"Points of accuracy gained or lost against the baseline, with {_level(compared[0])} Tango intervals; "
+        "beside each task the baseline's accuracy and the number of items. The margin is that of all items.",
+        forest(
+            {task: groups[task] for task in order},
+            notes=notes,
+            limit=row.limit if row else None,
+            title="Differences of accuracy from the baseline by task, with intervals",
+            x_label="points",
+        ),
+        [v.name for v in compared],
+    )
+
+
+def _distribution(
+    title: str, metric: str, timed: Sequence[VariantEvidence], colours: Colours
+) -> Figure | None:
+    if not timed:
+        return None
+    return Figure(
+        title,
+        "Share of measurements at or below a time: further left is faster, steeper is steadier.",
+        ecdf(
+            [Series(v.name, colours[v.name], [getattr(t, metric) for t in v.timings]) for v in timed],
+            title=f"Cumulative distribution of {metric}, one curve a variant",
+            x_label=f"{metric.removesuffix('_ms')}, ms",
+        ),
+        [v.name for v in timed],
+    )
+
+
+def _layer_errors(v: VariantEvidence) -> Figure:
+    names = list(dict.fromkeys(name for layer in v.layers for name in layer))
+    cells = [[layer[name]["error"] if name in layer else math.nan for layer in v.layers] for name in names]
+    return Figure(
+        f"Error by layer: {v.name}",
+        "Relative error of each quantised linear's output on the calibration set, in percent.",
+        heatmap(
+            [name.rpartition(".")[2] for name in names],
+            [str(i) for i in range(len(v.layers))],
+            cells,
+            title=f"Relative output error of every quantised linear of {v.name}",
+        ),
+    )

@@ -1,0 +1,154 @@
+"""One HTML page that shows what was built, how it did, and why: no scripts, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bench.figures import VariantEvidence, accuracy_row, figures, human_size, signed, speed
+from bench.gate import Check, Limits, Verdict
+from bench.latency import table
+
+__all__ = ["VariantEvidence", "write_report"]
+
+COLOURS = 8  # of the page's palette; the baseline has the first
+ICONS = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?", "UNMEASURED": "–"}
+PACKAGES = ("onnxruntime", "torch", "transformers", "numpy")
+
+
+def write_report(summary: Mapping[str, Any], variants: Sequence[VariantEvidence], out: Path) -> None:
+    """Writes the page. `summary` is what `build all --json` prints; `variants` are the evidence behind it."""
+    baseline = next((v for v in variants if v.gate.baseline == v.gate.candidate), variants[0])
+    ordered = [baseline, *(v for v in variants if v is not baseline)]
+    colours = {v.name: i % COLOURS for i, v in enumerate(ordered)}
+    facts = {row["name"]: row for row in summary["variants"]}
+    limits = baseline.gate.limits
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        model=summary["model"],
+        verdict=summary["verdict"],
+        subtitle=_subtitle(summary, baseline),
+        icons=ICONS,
+        palette=COLOURS,
+        colours=colours,
+        cards=[_card(v, baseline, facts[v.name]) for v in ordered],
+        figures=figures(ordered, baseline, {name: row["bytes"] for name, row in facts.items()}, colours),
+        budget_lead=_budget_lead(limits),
+        budgets=[{"name": v.name, "bars": _bars(facts[v.name], limits)} for v in ordered],
+        commands=_commands(summary),
+        environment=_environment(summary),
+    )
+    Path(out).write_text(page, encoding="utf-8")
+
+
+def _subtitle(summary: Mapping[str, Any], baseline: VariantEvidence) -> str:
+    rows = summary["variants"]
+    passed = sum(row["verdict"] == Verdict.PASS for row in rows)
+    compared = f"against {baseline.name} on {len(baseline.observations):,} items"
+    return f"{passed} of {len(rows)} variants pass, {compared}"
+
+
+def _card(v: VariantEvidence, baseline: VariantEvidence, facts: Mapping[str, Any]) -> dict[str, Any]:
+    shown = []
+    if row := accuracy_row(v):
+        change, low, high = (signed(x or 0.0) for x in (row.delta, row.ci_low, row.ci_high))
+        interval = f"{change} ({low} to {high})"
+        shown.append(("accuracy", f"{row.candidate:.1f} %", interval))
+    elif v.observations:
+        right, n = sum(x.correct for x in v.observations), len(v.observations)
+        shown.append(("accuracy", f"{100 * right / n:.1f} %", f"{right:,} of {n:,} items"))
+    if v.timings:
+        median = float(np.median(table(v.timings, "e2e_latency_ms")))
+        paired = v is not baseline and bool(baseline.timings)
+        ratio = speed(v, baseline).estimate if paired else 1.0
+        pace = f"{1 / ratio:.2g}× as fast" if paired else "end to end, median"
+        shown.append(("latency", f"{median:.3g} ms", pace))
+    shown.append(("on disk", human_size(facts["bytes"]), ""))
+    shown.append(("peak memory", human_size(facts["peak_memory_bytes"]), ""))
+    decisive = next((c for c in v.gate.checks if c.verdict == v.gate.verdict != Verdict.PASS), None)
+    return {
+        "name": v.name,
+        "verdict": v.gate.verdict,
+        "facts": shown,
+        "reason": f"{_title(decisive)}: {decisive.reason}" if decisive else "",
+        "checks": [(c.verdict, _title(c), _figures(c), c.reason) for c in v.gate.checks],
+    }
+
+
+def _title(check: Check) -> str:
+    name = check.metric.replace("_ms", "").replace("_", " ").replace(" bytes", "")
+    return name if check.slice == "all" else f"{name} at {check.slice}"
+
+
+def _figures(check: Check) -> str:
+    """Baseline and candidate in the check's unit."""
+    if check.unit == "bytes":
+        shown = [None if x is None else human_size(x) for x in (check.baseline, check.candidate)]
+    else:
+        unit = {"points": " %", "ms": " ms", "nats": " nats"}.get(check.unit, "")
+        shown = [None if x is None else f"{x:.3g}{unit}" for x in (check.baseline, check.candidate)]
+    p = "" if check.p_value is None else f", McNemar p = {check.p_value:.2g}"
+    return " → ".join(x for x in shown if x) + p
+
+
+def _budget_lead(limits: Limits) -> str:
+    disk, memory = (
+        human_size(x) if x else "no limit" for x in (limits.max_bytes, limits.max_peak_memory_bytes)
+    )
+    where = f"a context of {limits.context:,} tokens and a batch of {limits.batch}"
+    return f"Bytes on disk ({disk}) and peak memory of a process at {where} ({memory})."
+
+
+def _bars(facts: Mapping[str, Any], limits: Limits) -> list[dict[str, Any]]:
+    bars = []
+    for label, value, limit in (
+        ("disk", facts["bytes"], limits.max_bytes),
+        ("memory", facts["peak_memory_bytes"], limits.max_peak_memory_bytes),
+    ):
+        share = value / limit if limit else 0.0
+        percent = f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.001 else "< 0.1%"
+        bars.append(
+            {
+                "label": label,
+                "value": human_size(value),
+                "share": percent if limit else "",
+                "percent": f"{min(100 * share, 100):.2f}",
+                "over": share > 1,
+            }
+        )
+    return bars
+
+
+def _commands(summary: Mapping[str, Any]) -> str:
+    recipe = summary.get("recipe", {})
+    line = ["python", "-m", "build", "all", "--recipe", recipe.get("name", "micro"), "--out", summary["out"]]
+    if recipe.get("model", "embedded") != "embedded":
+        line += ["--model", recipe["model"]]
+    return f"{shlex.join(line)}\npython -m build verify --out {shlex.quote(summary['out'])}"
+
+
+def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    known = summary.get("environment", {})
+    packages = known.get("packages", {})
+    commit = str(known.get("commit") or "")[:12] + (", with changes" if known.get("dirty") else "")
+    rows = [
+        ("processor", known.get("processor")),
+        ("memory", human_size(known["memory_bytes"]) if known.get("memory_bytes") else None),
+        ("system", known.get("system")),
+        ("Python", known.get("python")),
+        ("packages", ", ".join(f"{name} {packages[name]}" for name in PACKAGES if name in packages)),
+        ("commit", commit),
+        ("took", f"{summary['seconds']:.0f} s" if "seconds" in summary else None),
+    ]
+    return [(name, str(value)) for name, value in rows if value]
