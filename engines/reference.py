@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from transformers import CompressedTensorsConfig, Qwen3VLForConditionalGeneration
 from transformers.utils import logging
 
-from engines.config import ModelConfig, read_json
+from engines.checkpoint import Checkpoint
+from engines.config import read_json
 from engines.errors import UserError
 from engines.processor import Inputs
 from engines.session import Cache, check_prefill
@@ -43,10 +44,12 @@ class ReferenceSession:
         """
         if dtype not in (None, *DTYPES):
             raise UserError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
-        self.config = ModelConfig.load(directory)
+        # transformers would fill a missing tensor with noise; this refuses it.
+        checkpoint = Checkpoint.open(directory)
+        self.config = checkpoint.config
         if threads:
             torch.set_num_threads(threads)
-        self.model = _load(Path(directory), dtype)
+        self.model = _load(checkpoint, dtype)
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
@@ -106,24 +109,19 @@ def _media(prompts: Sequence[Inputs]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _load(directory: Path, dtype: str | None) -> Any:
-    quantization = read_json(directory / "config.json").get("quantization_config")
+def _load(checkpoint: Checkpoint, dtype: str | None) -> Any:
     options: dict[str, Any] = {}
-    if quantization:
-        if (method := quantization.get("quant_method")) != "compressed-tensors":
+    if checkpoint.quantization:
+        if (method := checkpoint.quantization.method) != "compressed-tensors":
             raise UserError(
-                f"{directory} holds {method} weights: on a CPU transformers runs compressed-tensors only"
+                f"{checkpoint.path} holds {method} weights: transformers on a CPU runs none but "
+                "compressed-tensors, export it to ONNX instead"
             )
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-    try:
-        with _quiet():
-            model = Qwen3VLForConditionalGeneration.from_pretrained(
-                directory, dtype=dtype or compute_dtype(directory), local_files_only=True, **options
-            )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(
-            f"{directory} cannot be loaded by transformers: {str(error).strip().splitlines()[0]}"
-        ) from None
+    with _quiet():
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            checkpoint.path, dtype=dtype or compute_dtype(checkpoint.path), local_files_only=True, **options
+        )
     return model.eval()
 
 

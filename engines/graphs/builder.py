@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
@@ -27,10 +26,10 @@ Array = npt.NDArray[Any]
 
 
 class Graph:
-    """A graph under construction; values are named by strings, as in ONNX.
+    """A graph under construction, written when its `with` block ends; values are named as in ONNX.
 
-    Equal calls write equal bytes: names are given or counted, constants are shared by content, and nothing
-    of the time, the machine or the path is recorded.
+    Equal calls write equal bytes: names are given, constants are shared by content, and nothing of the time,
+    the machine or the path is recorded.
     """
 
     def __init__(self, path: Path, *, accuracy_level: int = 0) -> None:
@@ -44,6 +43,7 @@ class Graph:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: dict[str, TensorProto] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._data = path.with_name(path.name + ".data").open("wb")
 
     def input(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str]) -> str:
@@ -59,11 +59,8 @@ class Graph:
         if name != value:
             self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
 
-    def op(
-        self, kind: str, inputs: Sequence[str], *, name: str = "", domain: str = "", **attributes: Any
-    ) -> str:
+    def op(self, kind: str, inputs: Sequence[str], *, name: str, domain: str = "", **attributes: Any) -> str:
         """Append a node with one output and return that output's name."""
-        name = name or f"{kind}_{len(self.nodes)}"
         return self.ops(kind, inputs, [name], domain=domain, **attributes)[0]
 
     def ops(
@@ -77,8 +74,10 @@ class Graph:
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
         """A small fixed tensor; equal ones are stored once."""
         array = np.asarray(value, dtype)
-        content = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
-        return self.initializer(f"constant_{content}", array)
+        content = (array.dtype.str, array.shape, array.tobytes())
+        if content not in self._constants:
+            self._constants[content] = self.initializer(f"constant.{len(self._constants)}", array)
+        return self._constants[content]
 
     def vector(self, name: str, array: Array) -> str:
         """A norm's scale or a bias: kept in fp32, which holds every 16-bit value exactly."""
@@ -105,25 +104,28 @@ class Graph:
         return self.op("Add", [y, self.vector(f"{name}.bias", bias)], name=f"{name}.biased")
 
     def _matmul_int4(self, name: str, x: str, weight: Int4) -> str:
+        rows, columns = weight.shape
+        size = weight.group_size
+        if size < 16 or size & (size - 1):
+            raise UserError(
+                f"{name}: groups of {size}, onnxruntime takes powers of two from 16: quantize anew"
+            )
         blob, scales = to_matmulnbits(weight)
-        rows, columns = weight.codes.shape
-        inputs = [
-            x,
-            self.initializer(f"{name}.codes", blob),
-            self.initializer(f"{name}.scales", scales.astype(np.float32)),
-        ]
-        return self.op(
-            "MatMulNBits", inputs, name=name, domain=MICROSOFT, N=rows, K=columns, bits=4,
-            block_size=weight.group_size, accuracy_level=self.accuracy_level,
-        )  # fmt: skip
+        codes = self.initializer(f"{name}.codes", blob)
+        scale = self.initializer(f"{name}.scales", scales.astype(np.float32))
+        shape = {
+            "N": rows,
+            "K": columns,
+            "bits": 4,
+            "block_size": size,
+            "accuracy_level": self.accuracy_level,
+        }
+        return self.op("MatMulNBits", [x, codes, scale], name=name, domain=MICROSOFT, **shape)
 
     def initializer(self, name: str, array: Array, file: Path | None = None) -> str:
         """Store `array` under `name`: inline when small, else in the external data file (or in `file`)."""
-        if name in self.initializers:
-            return name
-        tensor = TensorProto(
-            name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype)
-        )
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor = TensorProto(name=name, dims=array.shape, data_type=kind)
         if array.nbytes < INLINE_BYTES and file is None:
             tensor.raw_data = array.tobytes()
         else:
@@ -141,16 +143,16 @@ class Graph:
         self._data.write(np.ascontiguousarray(array).data)
         return offset
 
-    def save(self) -> None:
-        """Finish the data file and write the graph."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Finish the data file and, unless something went wrong, write the graph."""
         self._data.close()
-        graph = helper.make_graph(
-            self.nodes,
-            self.path.stem,
-            self.inputs,
-            self.outputs,
-            initializer=list(self.initializers.values()),
-        )
+        if error:
+            return
+        initializers = list(self.initializers.values())
+        graph = helper.make_graph(self.nodes, self.path.stem, self.inputs, self.outputs, initializers)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         self.path.write_bytes(model.SerializeToString(deterministic=True))

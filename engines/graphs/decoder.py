@@ -37,11 +37,17 @@ def decoder(checkpoint: Checkpoint, path: Path, embedding: EmbeddingTable, *, ac
     embedding: the token embeddings, a file beside `path`; a tied head reads it instead of a second copy.
     accuracy_level: how MatMulNBits computes, see Graph.
     """
-    config, graph = checkpoint.config.text, Graph(path, accuracy_level=accuracy_level)
+    with Graph(path, accuracy_level=accuracy_level) as graph:
+        _decoder(graph, checkpoint, embedding)
+
+
+def _decoder(graph: Graph, checkpoint: Checkpoint, embedding: EmbeddingTable) -> None:
+    config = checkpoint.config.text
     hidden = graph.input("inputs_embeds", np.float32, ["B", "S", config.hidden_size])
     rotary = _rotary(graph, config)
     deepstack = _deepstack(graph, config, len(checkpoint.config.vision.deepstack_visual_indexes))
-    _lengths(graph)
+    for name, shape in zip(LENGTHS, (["B"], [], ["B"]), strict=True):
+        graph.input(name, np.int32, shape)
     update = ""  # what the last block adds to the residual stream; the next norm does the addition
     for layer in range(config.num_hidden_layers):
         prefix = f"{MODEL}.layers.{layer}"
@@ -53,7 +59,6 @@ def decoder(checkpoint: Checkpoint, path: Path, embedding: EmbeddingTable, *, ac
             update = graph.op("Add", [update, deepstack[layer]], name=f"{prefix}.deepstack")
     logits = _head(graph, checkpoint, hidden, update, embedding)
     graph.output("logits", logits, np.float32, ["R", config.vocab_size])
-    graph.save()
 
 
 def rotary_frequencies(config: TextConfig) -> npt.NDArray[np.float32]:
@@ -90,11 +95,6 @@ def _deepstack(graph: Graph, config: TextConfig, taps: int) -> list[str]:
     return [
         graph.op("Gather", [features, graph.constant(tap)], name=f"deepstack.{tap}") for tap in range(taps)
     ]
-
-
-def _lengths(graph: Graph) -> None:
-    for name, shape in zip(LENGTHS, (["B"], [], ["B"]), strict=True):
-        graph.input(name, np.int32, shape)
 
 
 def _norm(graph: Graph, checkpoint: Checkpoint, name: str, hidden: str, update: str) -> tuple[str, str]:

@@ -27,7 +27,12 @@ ROPE_THETA = 10000.0
 
 def vision(checkpoint: Checkpoint, path: Path) -> None:
     """Write the vision tower of `checkpoint` to `path`, its weights beside it."""
-    config, graph = checkpoint.config.vision, Graph(path)
+    with Graph(path) as graph:
+        _vision(graph, checkpoint)
+
+
+def _vision(graph: Graph, checkpoint: Checkpoint) -> None:
+    config = checkpoint.config.vision
     x = _patches(graph, checkpoint)
     rotary = _rotary(graph, config)
     features = []
@@ -42,7 +47,6 @@ def vision(checkpoint: Checkpoint, path: Path) -> None:
     stacked = [graph.op("Unsqueeze", [y, first], name=f"{y}.stacked") for y in (embeds, *features)]
     output = graph.op("Concat", stacked, name="features", axis=0)
     graph.output("features", output, np.float32, [len(stacked), "M", config.out_hidden_size])
-    graph.save()
 
 
 def rotary_frequencies(config: VisionConfig) -> npt.NDArray[np.float32]:

@@ -1,0 +1,129 @@
+"""What an exported folder holds: complete, compact, and the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from safetensors.numpy import load_file
+
+from engines.checkpoint import SIDE_FILES, Checkpoint
+from engines.errors import UserError
+from engines.export import export
+from engines.onnx_session import OnnxSession
+from engines.processor import Inputs, Processor
+from tests.checkpoints import write_checkpoint
+from tests.int4_checkpoints import write_int4_pair
+
+
+@pytest.fixture(scope="module")
+def artifact(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "artifact"
+    export(Checkpoint.open(micro_checkpoint), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def int4_pair(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_int4_pair(micro_checkpoint, tmp_path_factory.mktemp("int4"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def external(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def inputs(ids: list[int]) -> Inputs:
+    return Inputs(np.array(ids), np.tile(np.arange(len(ids)), (3, 1)), (), len(ids))
+
+
+def test_equal_checkpoints_give_equal_bytes(micro_checkpoint: Path, artifact: Path, tmp_path: Path) -> None:
+    export(Checkpoint.open(micro_checkpoint), tmp_path / "elsewhere" / "again")
+    assert digests(tmp_path / "elsewhere" / "again") == digests(artifact)
+
+
+def test_artifact_stands_alone(micro_checkpoint: Path, artifact: Path) -> None:
+    graphs = {"vision.onnx", "vision.onnx.data", "decoder.onnx", "decoder.onnx.data", "embedding.bin"}
+    side_files = {name for name in SIDE_FILES if (micro_checkpoint / name).is_file()}
+    assert {path.name for path in artifact.iterdir()} == graphs | side_files
+    assert side_files >= {"config.json", "tokenizer.json", "chat_template.jinja", "preprocessor_config.json"}
+    assert Processor.load(artifact).config == Processor.load(micro_checkpoint).config
+
+
+def test_weights_are_stored_once_in_16_bits(micro_checkpoint: Path, artifact: Path) -> None:
+    weights = load_file(micro_checkpoint / "model.safetensors")
+    matrices = sum(2 * weight.size for weight in weights.values() if weight.ndim > 1)
+    files = ("embedding.bin", "vision.onnx.data", "decoder.onnx.data")
+    stored = sum((artifact / name).stat().st_size for name in files)
+    assert matrices <= stored <= 1.05 * matrices  # norms, biases and alignment are the rest
+    table = np.fromfile(artifact / "embedding.bin", np.float16)
+    np.testing.assert_array_equal(table, weights["model.language_model.embed_tokens.weight"].ravel())
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "decoder.onnx"])
+def test_graphs_are_valid_and_use_every_input(artifact: Path, name: str) -> None:
+    onnx.checker.check_model(artifact / name)
+    graph = onnx.load(artifact / name, load_external_data=False).graph
+    used = {value for node in graph.node for value in node.input}
+    assert {value.name for value in graph.input} <= used
+    assert {tensor.name for tensor in graph.initializer} <= used
+    for tensor in graph.initializer:
+        assert int(external(tensor).get("offset", 0)) % 4096 == 0
+        assert "/" not in external(tensor).get("location", "")
+
+
+def test_equal_constants_are_shared(artifact: Path) -> None:
+    graph = onnx.load(artifact / "decoder.onnx", load_external_data=False).graph
+    integers = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT64]
+    contents = [(tuple(t.dims), t.raw_data) for t in integers]
+    assert len(contents) == len(set(contents)) > 0
+
+
+def test_bfloat16_beyond_fp16_is_refused(micro_checkpoint: Path, tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "checkpoint", micro_checkpoint, dtype=torch.bfloat16)
+    tensors = safetensors.torch.load_file(directory / "model.safetensors")
+    tensors["model.visual.blocks.1.mlp.linear_fc1.weight"][3, 5] = 1e5
+    safetensors.torch.save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"visual\.blocks\.1\.mlp\.linear_fc1\S* holds 99840, fp16 ends at 65504"
+    ):
+        export(Checkpoint.open(directory), tmp_path / "out")
+
+
+def test_int4_graph_computes_what_its_codes_say(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    packed, dense = int4_pair
+    export(Checkpoint.open(packed), tmp_path / "exact", accuracy_level=0)
+    export(Checkpoint.open(packed), tmp_path / "fast")
+    export(Checkpoint.open(dense), tmp_path / "dense")
+    prompt = inputs([3, 141, 59, 26, 5, 358])
+
+    def logits(name: str) -> Any:
+        return OnnxSession(tmp_path / name, threads=1).prefill([prompt], capacity=8, keep=6)[0]
+
+    expected = logits("dense")
+    scale = np.linalg.norm(expected)
+    assert np.linalg.norm(logits("exact") - expected) <= 1e-5 * scale
+    assert 1e-5 * scale < np.linalg.norm(logits("fast") - expected) <= 0.03 * scale
+
+
+def test_int4_weights_stay_4_bits(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    export(Checkpoint.open(int4_pair[0]), tmp_path, accuracy_level=4)
+    graph = onnx.load(tmp_path / "decoder.onnx", load_external_data=False).graph
+    attributes = [
+        {a.name: a.i for a in node.attribute} for node in graph.node if node.op_type == "MatMulNBits"
+    ]
+    layers = Checkpoint.open(int4_pair[0]).config.text.num_hidden_layers
+    assert len(attributes) == 7 * layers
+    assert {(a["bits"], a["block_size"], a["accuracy_level"]) for a in attributes} == {(4, 32, 4)}
+    codes = [t for t in graph.initializer if t.name.endswith(".codes")]
+    assert all(t.data_type == onnx.TensorProto.UINT8 for t in codes)
+    assert sum(np.prod(t.dims) for t in codes) == sum(a["N"] * a["K"] // 2 for a in attributes)
