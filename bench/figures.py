@@ -116,8 +116,8 @@ def _trade_off(
         marks.append(Mark(name, colours[name], at[name], Interval(row.candidate or 0.0, low, high)))
     return Figure(
         f"Accuracy against {against}",
-        f"Higher and further left is better. Bars are {_level(baseline)} intervals of the difference from the "
-        "baseline, the band below it is the margin.",
+        f"Higher and further left is better. Bars are {_level(baseline)} intervals of the difference from "
+        "the baseline, the band below it is the margin.",
         scatter(
             marks,
             title=f"Accuracy in percent against {x_label}, one point a variant",
@@ -130,7 +130,7 @@ def _trade_off(
 
 
 def _level(v: VariantEvidence) -> str:
-    """Confidence of the two-sided interval whose ends are the gate's one-sided bounds."""
+    """Confidence of the interval whose two ends are the gate's one-sided bounds."""
     return f"{2 * v.gate.limits.confidence - 1:.0%}"
 
 
@@ -154,8 +154,8 @@ def _by_task(others: Sequence[VariantEvidence], colours: Colours) -> Figure | No
     row = accuracy_row(compared[0])
     return Figure(
         "Difference by task",
-        f"Points of accuracy gained or lost against the baseline, with {_level(compared[0])} Tango intervals; "
-        "beside each task the baseline's accuracy and the number of items. The margin is that of all items.",
+        f"Points of accuracy gained or lost, with {_level(compared[0])} Tango intervals of the difference; "
+        "beside each task the baseline's accuracy and the number of items. The margin is for all items.",
         forest(
             {task: groups[task] for task in order},
             notes=notes,

@@ -1,0 +1,115 @@
+"""`python -m bench`: score, time and compare checkpoints and artifacts; retrain the embedded checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from engines.errors import UserError
+
+EXIT_CODES = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed, 4 gate inconclusive"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--suite", default="micro", metavar="micro|FILE", help="generated tasks, or items as JSON lines"
+    )
+    common.add_argument("--seed", type=int, default=0, metavar="S", help="of the generated items; default 0")
+    common.add_argument(
+        "--threads", type=_positive, metavar="N", help="CPU threads; default one for each core"
+    )
+    common.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    answers = argparse.ArgumentParser(add_help=False)
+    answers.add_argument("--items", type=_positive, default=1000, metavar="N", help="default 1000")
+    answers.add_argument(
+        "--max-tokens", type=_positive, default=16, metavar="N", help="of an answer; default 16"
+    )
+    answers.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default 32")
+    timing = argparse.ArgumentParser(add_help=False)
+    timing.add_argument("--requests", type=_positive, default=24, metavar="N", help="default 24")
+    timing.add_argument(
+        "--repeats", type=_positive, default=2, metavar="N", help="of each request; default 2"
+    )
+    timing.add_argument(
+        "--output-tokens", type=_two, default=16, metavar="N", help="of each answer; default 16"
+    )
+    timing.add_argument(
+        "--warmup", type=_natural, default=2, metavar="N", help="requests thrown away; default 2"
+    )
+
+    accuracy = commands.add_parser("accuracy", parents=[common, answers], help="exact-match score by task")
+    accuracy.add_argument("directory", type=Path, metavar="DIR", help="checkpoint or ONNX artifact")
+    accuracy.add_argument("-o", "--out", type=Path, metavar="FILE", help="keep every answer as JSON lines")
+
+    latency = commands.add_parser(
+        "latency", parents=[common, timing], help="time several on the same requests"
+    )
+    latency.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="the first is the baseline")
+
+    compare = commands.add_parser(
+        "compare", parents=[common, answers, timing], epilog=EXIT_CODES, help="gate B against A on both axes"
+    )
+    compare.add_argument("baseline", type=Path, metavar="A")
+    compare.add_argument("candidate", type=Path, metavar="B")
+    compare.add_argument(
+        "--accuracy-margin", type=float, default=2.0, metavar="POINTS", help="B may be below A; default 2"
+    )
+    compare.add_argument(
+        "--latency-ratio", type=float, default=1.1, metavar="R", help="B / A may reach; default 1.1"
+    )
+    compare.add_argument(
+        "--context", type=_positive, default=2048, metavar="N", help="for peak memory; default 2048"
+    )
+    compare.add_argument("--batch", type=_positive, default=1, metavar="N", help="for peak memory; default 1")
+
+    micro = commands.add_parser("micro", help="train the embedded checkpoint again")
+    micro.add_argument("-o", "--out", type=Path, default=Path("micro-checkpoint"), metavar="DIR")
+    micro.add_argument(
+        "--steps", type=_positive, metavar="N", help="fewer give a worse model; default the recipe's"
+    )
+    micro.add_argument("--threads", type=_positive, default=2, metavar="N", help="default 2")
+    micro.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code; usage errors are argparse's."""
+    options = parser().parse_args(arguments)
+    from bench import commands
+
+    try:
+        return int(getattr(commands, options.command)(options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: cannot use {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+    return 1
+
+
+def _positive(text: str) -> int:
+    return _at_least(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _at_least(text, 0)
+
+
+def _two(text: str) -> int:
+    return _at_least(text, 2)
+
+
+def _at_least(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least {least}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

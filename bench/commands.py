@@ -1,0 +1,214 @@
+"""What each `python -m bench` command does: results on stdout, progress on stderr, exit code returned."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from bench.accuracy import Observation, evaluate, summarize, write_observations
+from bench.fidelity import compare as compare_distributions
+from bench.fidelity import record
+from bench.gate import Check, Gate, Limits, Measurements, gate
+from bench.latency import METRICS, Timing, measure, of_arm, table
+from bench.latency import summarize as summarize_timings
+from bench.resources import disk_bytes, peak_memory
+from bench.statistics import median_ratio
+from bench.suites import load_suite
+from bench.tasks import Item
+from engines.artifact import MANIFEST, Manifest, canonical_digest, hash_folder
+from engines.errors import UserError
+from engines.processor import Processor
+from engines.session import Session, open_session
+
+EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+FIDELITY_ITEMS = 100
+
+
+def accuracy(options: Namespace) -> int:
+    """Score by task with its standard error, interval and guessing level."""
+    items = load_suite(options.suite, options.items, options.seed)
+    session = open_session(options.directory, threads=options.threads)
+    observations = _answers(session, options.directory, items, options)
+    if options.out:
+        write_observations(options.out, observations)
+    scores = summarize(observations)
+    shown = Table(
+        "task", "items", "accuracy %", "± s.e.", "95 % interval", "guess %", box=None, header_style="bold"
+    )
+    for score in scores:
+        interval = f"{100 * score.low:.1f} to {100 * score.high:.1f}"
+        figures = [f"{100 * x:.1f}" for x in (score.accuracy, score.standard_error, score.guess)]
+        shown.add_row(score.task, str(score.n), figures[0], figures[1], interval, figures[2])
+    _show(shown, {"path": str(options.directory), "scores": [asdict(score) for score in scores]}, options)
+    return 0
+
+
+def latency(options: Namespace) -> int:
+    """p50 and p95 of every metric; end to end also as a ratio to the first, with its interval."""
+    folders: list[Path] = options.directories
+    # A folder may be given twice: what differs then is noise.
+    arms = {f"{path} #{i + 1}" if path in folders[:i] else str(path): path for i, path in enumerate(folders)}
+    timings = _timings(arms, options)
+    summary = summarize_timings(timings)
+    first = table(of_arm(timings, next(iter(arms))), "e2e_latency_ms")
+    shown = Table(
+        "", *(f"{metric} p50 / p95" for metric in METRICS), "e2e ratio", box=None, header_style="bold"
+    )
+    found = []
+    for name, metrics in summary.items():
+        own = table(of_arm(timings, name), "e2e_latency_ms")
+        ratio = median_ratio(first, own) if len(own) > 1 else None
+        figures = [f"{metrics[metric]['p50']:.3g} / {metrics[metric]['p95']:.3g}" for metric in METRICS]
+        told = f"{ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "-"
+        shown.add_row(name, *figures, told)
+        found.append({"path": str(arms[name]), **metrics, "e2e_ratio": asdict(ratio) if ratio else None})
+    _show(shown, {"requests": options.requests, "repeats": options.repeats, "arms": found}, options)
+    return 0
+
+
+def compare(options: Namespace) -> int:
+    """The gate on B against A: accuracy, divergence, latency, size and memory."""
+    limits = _limits(options)
+    items = load_suite(options.suite, options.items, options.seed)
+    sides = {"A": options.baseline, "B": options.candidate}
+    sessions = {side: open_session(path, threads=options.threads) for side, path in sides.items()}
+    answers = {side: _answers(sessions[side], path, items, options) for side, path in sides.items()}
+    recorded = {
+        side: record(
+            sessions[side], Processor.load(path), items[:FIDELITY_ITEMS], answers["A"][:FIDELITY_ITEMS]
+        )
+        for side, path in sides.items()
+    }
+    fidelity = compare_distributions(recorded["A"], recorded["B"], answers["A"], answers["B"])
+    timings = _timings(sides, options, sessions)
+    del sessions, recorded
+    memory = [peak_memory(path, context=limits.context, batch=limits.batch) for path in sides.values()]
+    judged = gate(
+        Measurements(
+            baseline=_digest(options.baseline),
+            candidate=_digest(options.candidate),
+            baseline_answers=answers["A"],
+            candidate_answers=answers["B"],
+            baseline_timings=of_arm(timings, "A"),
+            candidate_timings=of_arm(timings, "B"),
+            fidelity=fidelity,
+            bytes=disk_bytes(options.candidate),
+            baseline_bytes=disk_bytes(options.baseline),
+            peak_memory_bytes=memory[1].peak_memory_bytes,
+            baseline_peak_memory_bytes=memory[0].peak_memory_bytes,
+            memory_at=(limits.context, limits.batch),
+        ),
+        limits,
+    )
+    document = {**judged.model_dump(mode="json"), "fidelity": fidelity.model_dump()}
+    _show(gate_table(judged), document, options)
+    if not options.json:
+        print(
+            f"{judged.verdict}: {options.candidate} against {options.baseline}; "
+            f"KL {fidelity.kl_mean:.2g} nats, top-1 agreement {fidelity.top1_agreement:.1%}, "
+            f"{fidelity.answer_flip_rate:.1%} of answers flipped"
+        )
+    return EXIT[judged.verdict]
+
+
+def micro(options: Namespace) -> int:
+    """Trains the embedded checkpoint from nothing."""
+    from bench.micro.train import train
+
+    steps = {} if options.steps is None else {"steps": options.steps}
+    found = train(options.out, threads=options.threads, **steps)
+    shown = Table("task", "accuracy %", "guess %", box=None, header_style="bold")
+    for task, value in found["accuracy"].items():
+        shown.add_row(task, f"{value:.1f}", f"{found['guess'][task]:.1f}")
+    _show(shown, {"out": str(options.out), **found}, options)
+    return 0
+
+
+def gate_table(judged: Gate) -> Table:
+    """Every check, then every task, as a terminal shows them."""
+    shown = Table("", "check", "A", "B", "difference", "interval", "limit", "", box=None, header_style="bold")
+    for row in (*judged.checks, *judged.slices):
+        name = row.metric if row.slice == "all" else f"{row.metric}, {row.slice}"
+        mark = "×" if row.relative else ""
+        ends = [row.ci_low, row.ci_high]
+        interval = f"{_number(ends[0])} to {_number(ends[1])}" if ends[0] is not None else ""
+        figures = [_number(row.baseline), _number(row.candidate), mark + _number(row.delta), interval]
+        verdict, reason = (row.verdict, row.reason) if isinstance(row, Check) else ("", "")
+        shown.add_row(verdict, name, *figures, _number(row.limit), reason)
+    return shown
+
+
+def _answers(session: Session, directory: Path, items: list[Item], options: Namespace) -> list[Observation]:
+    return evaluate(
+        session,
+        Processor.load(directory),
+        items,
+        max_tokens=options.max_tokens,
+        batch_size=options.batch_size,
+        progress=_progress(f"{directory} answers"),
+    )
+
+
+def _timings(
+    arms: dict[str, Path], options: Namespace, sessions: dict[str, Session] | None = None
+) -> list[Timing]:
+    """Every arm on the same requests, which the first arm's processor prepares."""
+    items = load_suite(options.suite, options.requests, options.seed)
+    processor = Processor.load(next(iter(arms.values())))
+    opened = sessions or {name: open_session(path, threads=options.threads) for name, path in arms.items()}
+    return measure(
+        opened,
+        [processor(item.messages) for item in items],
+        output_tokens=options.output_tokens,
+        repeats=options.repeats,
+        warmup=options.warmup,
+        progress=_progress("latency"),
+    )
+
+
+def _limits(options: Namespace) -> Limits:
+    ratios = dict.fromkeys(("ttft_p50_ratio", "itl_p50_ratio", "e2e_ratio"), options.latency_ratio)
+    try:
+        return Limits(
+            accuracy_margin=options.accuracy_margin, context=options.context, batch=options.batch, **ratios
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{first['loc'][0]} is {first['input']}: {first['msg']}") from None
+
+
+def _digest(directory: Path) -> str:
+    if (directory / MANIFEST).is_file():
+        return Manifest.read(directory).digest
+    return canonical_digest({name: file.sha256 for name, file in hash_folder(directory).items()})
+
+
+def _progress(title: str) -> Callable[[int, int], None]:
+    """One line rewritten in place on a terminal, silence elsewhere."""
+
+    def report(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{title}: {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+    return report
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.4g}" if abs(value) < 1e6 else f"{value / 1e6:,.4g} M"
+
+
+def _show(shown: Table, document: dict[str, Any], options: Namespace) -> None:
+    if options.json:
+        print(json.dumps(document))
+    else:
+        Console(width=None if sys.stdout.isatty() else 180).print(shown)
