@@ -14,7 +14,7 @@ from typing import Any
 from bench.accuracy import read_observations
 from bench.fidelity import Fidelity
 from bench.gate import gate
-from bench.latency import Timing, measure
+from bench.latency import Timing, measure, of_arm
 from bench.verdict import Gate, Measurements
 from build.console import Console
 from build.recipe import MADE_FROM, Recipe, runs_in_onnxruntime
@@ -51,12 +51,8 @@ def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing
 
     arms = [variant for variant in built.artifacts if variant == "fp16" or runs_in_onnxruntime(variant)]
     items = read_items(built.items.path / "items.jsonl")
-    seeing = [item for item in items if has_media(item.messages)]
-    reading = [item for item in items if not has_media(item.messages)]
-    half = -(-recipe.latency.requests // 2)
-    chosen = [*seeing[:half], *reading[: recipe.latency.requests - len(seeing[:half])]]
     processor = Processor.load(built.artifacts["fp16"].path)
-    requests = [processor(item.messages) for item in chosen]
+    requests = [processor(item.messages) for item in items[: recipe.latency.requests]]
     sessions = {arm: open_session(built.artifacts[arm].path) for arm in arms}
     console.say(f"latency: {len(requests)} requests x {recipe.latency.repeats} for each of {', '.join(arms)}")
     with console.progress("latency") as progress:
@@ -78,8 +74,8 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         candidate=built.artifacts[variant].digest,
         baseline_answers=read_observations(answers["fp16"].path / "observations.jsonl"),
         candidate_answers=read_observations(answers[variant].path / "observations.jsonl"),
-        baseline_timings=[timing for timing in timings if timing.arm == "fp16"],
-        candidate_timings=[timing for timing in timings if timing.arm == variant],
+        baseline_timings=of_arm(timings, "fp16"),
+        candidate_timings=of_arm(timings, variant),
         fidelity=Fidelity.model_validate_json(fidelity.read_bytes()) if fidelity.is_file() else None,
         bytes=built.artifacts[variant].manifest.bytes,
         baseline_bytes=built.artifacts["fp16"].manifest.bytes,
@@ -129,19 +125,12 @@ def report(
             name=variant,
             gate=judged,
             observations=read_observations(built.answers[variant].path / "observations.jsonl"),
-            timings=[timing for timing in timings if timing.arm == variant],
+            timings=of_arm(timings, variant),
             layers=layers(variant),
         )
         for variant, judged in gates.items()
     ]
     write_report(summary, variants, path)
-
-
-def has_media(messages: list[dict[str, Any]]) -> bool:
-    parts = [
-        part for message in messages if isinstance(message["content"], list) for part in message["content"]
-    ]
-    return any(part["type"] != "text" for part in parts)
 
 
 def environment() -> dict[str, Any]:

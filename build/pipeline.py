@@ -64,7 +64,14 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
     for variant, artifact in built.artifacts.items():
         passed = gates[variant].verdict == "PASS"
         if passed:
-            publish(artifact, documents(variant, recipe, built, gates[variant], timings), folder / variant)
+            needs = {
+                "device": "cpu",
+                "memory_bytes": built.peak_memory_bytes(variant),
+                "context": recipe.gate.context,
+                "batch": recipe.gate.batch,
+            }
+            found = documents(variant, recipe, built, gates[variant], timings)
+            publish(artifact, found, needs, folder / variant)
         console.say(f"gate {variant}: {gates[variant].verdict}{'' if passed else ', not published'}")
         rows.append(
             {

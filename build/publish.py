@@ -20,7 +20,12 @@ from engines.errors import UserError
 EVIDENCE = "evidence"
 
 
-def publish(artifact: Entry, evidence: Mapping[str, Path | str | dict[str, Any]], target: Path) -> Manifest:
+def publish(
+    artifact: Entry,
+    evidence: Mapping[str, Path | str | dict[str, Any]],
+    requires: dict[str, Any],
+    target: Path,
+) -> Manifest:
     """Puts ``artifact`` with its evidence (files, texts or JSON documents by name) at ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
@@ -40,7 +45,8 @@ def publish(artifact: Entry, evidence: Mapping[str, Path | str | dict[str, Any]]
                 write_json(folder / name, content)
         hashes = {f"{EVIDENCE}/{name}": file for name, file in hash_folder(folder, skip=frozenset()).items()}
         source = {**artifact.manifest.source, **project_revision()}
-        manifest = artifact.manifest.model_copy(update={"evidence": hashes, "source": source})
+        facts = {"evidence": hashes, "requires": requires, "source": source}
+        manifest = artifact.manifest.model_copy(update=facts)
         manifest.write(fresh)
         if target.exists():
             target.replace(old)

@@ -184,7 +184,7 @@ def _differences(old: Manifest, work: Work) -> list[str]:
         if was != now:
             changes.append(f"{tool} {was} -> {now}")
     if old.stage_version != work.stage_version:
-        changes.append(f"code of {', '.join(work.code)} changed")
+        changes.append("its code changed")
     return changes
 
 

@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 
 # Facts of one run of the work, not of what it made: two equal builds may differ in them. What the code
 # was is in the stage's version; the commit it came from may differ in a README.
-NOT_IN_DIGEST = {"created", "seconds", "host", "evidence"}
+NOT_IN_DIGEST = {"created", "seconds", "host", "evidence", "requires"}
 PROVENANCE = {"commit", "dirty"}
 
 

@@ -56,7 +56,7 @@ def test_equal_work_in_another_store_has_the_same_digest(tmp_path: Path) -> None
         ({"inputs": {"x": "sha256:2"}}, "rebuilt: input x changed"),
         (
             {"code": ("engines/errors.py", "engines/artifact.py")},
-            "code of engines/errors.py, engines/artifact.py changed",
+            "rebuilt: its code changed",
         ),
         ({"packages": ("numpy", "pillow")}, "rebuilt: pillow None -> "),
         ({"measures": True}, "rebuilt: device "),
