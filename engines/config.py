@@ -101,6 +101,14 @@ class VisionConfig(_Section):
     num_position_embeddings: PositiveInt = 2304
     deepstack_visual_indexes: tuple[int, ...]
     hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
+    rope_theta: PositiveFloat = 10000.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flatten_rope(cls, data: Any) -> Any:
+        """transformers 5 writes rope_parameters; the published checkpoints say nothing of the base."""
+        rope = data.get("rope_parameters") if isinstance(data, dict) else None
+        return {**data, "rope_theta": rope["rope_theta"]} if rope and "rope_theta" in rope else data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

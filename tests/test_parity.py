@@ -23,7 +23,7 @@ from engines.onnx_session import OnnxSession
 from engines.processor import Inputs, Processor
 from engines.reference import ReferenceSession
 from engines.session import Session
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import edit_json, write_checkpoint
 
 TOLERANCE = 1e-5  # relative L2 error of logits
 STEPS = 5  # greedy tokens after the prompt
@@ -151,6 +151,8 @@ def model(
         checkpoint = micro_checkpoint
     else:
         checkpoint = write_checkpoint(directory / "checkpoint", micro_checkpoint, **shapes[request.param])
+    if request.param == "other shape bf16":
+        edit_json(checkpoint / "config.json", vision_config__rope_parameters__rope_theta=700.0)
     yield build(checkpoint, directory / "onnx")
     shutil.rmtree(directory)
 

@@ -21,8 +21,7 @@ from engines.config import VisionConfig
 from engines.graphs.builder import MICROSOFT, Graph
 
 VISUAL = "model.visual"
-EPSILON = 1e-6  # of every LayerNorm; fixed in the architecture, like the rotary base
-ROPE_THETA = 10000.0
+EPSILON = 1e-6  # of every LayerNorm, fixed in the architecture
 
 
 def vision(checkpoint: Checkpoint, path: Path) -> None:
@@ -53,7 +52,7 @@ def rotary_frequencies(config: VisionConfig) -> npt.NDArray[np.float32]:
     """Angle per row and column, f32 [2, head_dim / 2]: half the pairs turn by row, the others by column."""
     quarter = config.hidden_size // config.num_heads // 4
     exponent = np.arange(quarter, dtype=np.float32) / np.float32(quarter)
-    frequencies = np.float32(1) / np.float32(ROPE_THETA) ** exponent
+    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponent
     return np.kron(np.eye(2, dtype=np.float32), frequencies)
 
 
