@@ -11,12 +11,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from engines.cache import Cache, check_prefill
 from engines.config import ModelConfig
 from engines.onnx_files import DECODER, EMBEDDING, VISION, read_embedding
 from engines.onnx_runtime import CPU, open_model
 from engines.onnx_vision import VisionTokens, VisionTower
 from engines.processor import Inputs
-from engines.session import Cache, check_prefill
 
 Arrays = dict[str, NDArray[Any]]
 

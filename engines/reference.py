@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from transformers import CompressedTensorsConfig, Qwen3VLForConditionalGeneration
 from transformers.utils import logging
 
+from engines.cache import Cache, check_prefill
 from engines.checkpoint import Checkpoint
 from engines.config import read_json
 from engines.errors import UserError
 from engines.processor import Inputs
-from engines.session import Cache, check_prefill
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from engines.cache import Cache
 from engines.processor import Inputs
-from engines.session import Cache
 
 END = 0
 

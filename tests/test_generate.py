@@ -15,6 +15,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 import engines.generate
+from engines.cache import Cache
 from engines.checkpoint import Checkpoint
 from engines.errors import UserError
 from engines.export import export
@@ -22,7 +23,6 @@ from engines.generate import Chunk, Sampling, TextStream, generate, generate_bat
 from engines.onnx_session import OnnxSession
 from engines.processor import Inputs, Processor
 from engines.reference import ReferenceSession
-from engines.session import Cache
 
 
 class Script:
