@@ -30,7 +30,7 @@ def open_model(path: Path, threads: int | None, providers: Sequence[str]) -> Any
     # An arena keeps what a long prefill once needed; without it memory falls back to what decode needs.
     options.enable_cpu_mem_arena = False
     # A thread waits for work by spinning, which bridges the gap between two operators but takes the core from
-    # other sessions. 0.1 ms decodes as fast as the default does alone, and twice as fast on busy cores.
+    # other sessions. 0.1 ms decodes about as fast as the default, and up to twice as fast on busy cores.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))

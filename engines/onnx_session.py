@@ -133,7 +133,7 @@ class OnnxSession:
     def _allocate(self, batch: int, capacity: int) -> dict[str, Any]:
         """Keys and values of every layer, f32 [B, kv heads, capacity, D].
 
-        Fresh zeros take no memory until written, so a generous capacity costs only what is used.
+        The system hands out zeros page by page as they are written, so unused capacity costs little memory.
         """
         text = self.config.text
         shape = (batch, text.num_key_value_heads, capacity, text.head_dim)
