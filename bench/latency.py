@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engines.processor import Inputs
     from engines.session import Session
 
+SETTLE_S = 0.01  # thread pools of the arm before spin for some ms, on the cores the next one needs
 METRICS = ("ttft_ms", "itl_ms", "e2e_latency_ms", "output_tokens_per_s")
 
 
@@ -58,6 +59,7 @@ def measure(
     with _no_garbage_collection():
         for request, repeat, arm in order(list(sessions), len(requests), repeats):
             inputs = requests[request]
+            time.sleep(SETTLE_S)
             began, *stamps = _answer(sessions[arm], inputs, output_tokens)
             ttft, e2e = (stamps[0] - began) * 1e3, (stamps[-1] - began) * 1e3
             timings.append(

@@ -1,0 +1,190 @@
+"""`python -m bench` as a user meets it: figures with their intervals, exit codes, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import commands
+from bench.__main__ import main
+from bench.accuracy import read_observations
+from bench.gate import Gate
+from bench.resources import Memory
+from bench.tasks import Item, write_items
+from engines.errors import UserError
+from tests.fakes import END, NumberProcessor, TableSession, chain
+
+RIGHT = [END, 2, 3, END, 5, END]
+WRONG = [END, 5, 3, END, 5, END]  # 1 is followed by 5 instead of 2
+SMALL = ["--requests", "8", "--repeats", "1", "--output-tokens", "2", "--warmup", "0"]
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """200 different prompts; those that end in 1 are answered 2 3, those that end in 4 are answered 5."""
+    items = []
+    for i in range(200):
+        prompt = " ".join("23"[int(bit)] for bit in f"{i:b}") + (" 1" if i % 2 else " 4")
+        answer = "2 3" if i % 2 else "5"
+        items.append(Item.make(f"ends in {prompt[-1]}", [{"role": "user", "content": prompt}], answer, 0.0))
+    write_items(tmp_path / "suite.jsonl", items)
+    return tmp_path / "suite.jsonl"
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Folders that open as table models: same and worse beside the baseline."""
+    tables = {"base": RIGHT, "same": RIGHT, "worse": WRONG}
+
+    def open_fake(directory: Path, *, threads: int | None = None) -> Any:
+        if directory.name not in tables:
+            raise UserError(f"{directory} is no model")
+        return TableSession(chain(tables[directory.name]))
+
+    monkeypatch.setattr(commands, "open_session", open_fake)
+    monkeypatch.setattr(commands.Processor, "load", lambda directory: NumberProcessor())
+    monkeypatch.setattr(
+        commands,
+        "peak_memory",
+        lambda directory, context, batch: Memory(
+            context=context, batch=batch, peak_memory_bytes=10**9, before_loading_bytes=1
+        ),
+    )
+    for name in tables:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(name.encode())
+    return {name: tmp_path / name for name in tables}
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_accuracy_has_errors_and_intervals_beside_it(
+    models: dict[str, Path], suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["accuracy", str(models["worse"]), "--suite", str(suite), "--items", "100"]
+    assert main([*line, "--json", "-o", str(tmp_path / "answers.jsonl")]) == 0
+    scores = {score["task"]: score for score in last_line(capsys)["scores"]}
+    assert set(scores) == {"ends in 1", "ends in 4", "all"}
+    assert (scores["ends in 1"]["accuracy"], scores["ends in 4"]["accuracy"]) == (0, 1)
+    share, n = scores["all"]["accuracy"], scores["all"]["n"]
+    assert scores["all"]["standard_error"] == pytest.approx(np.sqrt(share * (1 - share) / n))
+    assert scores["all"]["low"] < share < scores["all"]["high"]
+    answers = read_observations(tmp_path / "answers.jsonl")
+    assert sum(x.correct for x in answers) == round(share * n)
+    assert main(line) == 0
+    assert "± s.e." in capsys.readouterr().out
+
+
+def test_latency_of_several_with_ratio_to_the_first(
+    models: dict[str, Path], suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(models[name]) for name in ("base", "same", "base")]
+    assert main(["latency", *folders, "--suite", str(suite), "--json", *SMALL]) == 0
+    document = last_line(capsys)
+    assert [arm["path"] for arm in document["arms"]] == folders
+    assert document["arms"][0]["e2e_ratio"] == {"estimate": 1.0, "low": 1.0, "high": 1.0}
+    for arm in document["arms"]:
+        assert arm["ttft_ms"]["p50"] <= arm["ttft_ms"]["p95"]
+        assert arm["e2e_ratio"]["low"] <= arm["e2e_ratio"]["estimate"] <= arm["e2e_ratio"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "items", "verdict", "code"),
+    [("same", "200", "PASS", 0), ("worse", "200", "FAIL", 3), ("same", "50", "INCONCLUSIVE", 4)],
+)
+def test_compare_exits_by_verdict(
+    models: dict[str, Path],
+    suite: Path,
+    capsys: pytest.CaptureFixture[str],
+    candidate: str,
+    items: str,
+    verdict: str,
+    code: int,
+) -> None:
+    """Each task of this suite has one answer, so guessing would be perfect; that is not asked for here."""
+    line = ["compare", str(models["base"]), str(models[candidate]), "--suite", str(suite), "--items", items]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.gate.guess_rate", lambda answers: 0.0)
+        assert main([*line, *SMALL, "--latency-ratio", "1000", "--json"]) == code
+        document = last_line(capsys)
+        assert document["verdict"] == verdict
+        judged = Gate.model_validate({key: value for key, value in document.items() if key != "fidelity"})
+        metrics = [check.metric for check in judged.checks]
+        latency = ["ttft_ms p50", "itl_ms p50", "e2e_latency_ms"]
+        assert metrics == ["accuracy", *latency, "bytes", "peak_memory_bytes"]
+        assert judged.baseline != judged.candidate
+        assert document["fidelity"]["answer_flip_rate"] == (0.5 if candidate == "worse" else 0)
+        assert main([*line, *SMALL, "--latency-ratio", "1000"]) == code
+        printed = capsys.readouterr().out
+        assert verdict in printed
+        assert "accuracy, ends in 4" in printed
+
+
+def test_a_folder_against_itself_has_one_digest(models: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(models["base"], tmp_path / "copy")
+    assert commands._digest(models["base"]) == commands._digest(tmp_path / "copy")
+    assert commands._digest(models["base"]) != commands._digest(models["worse"])
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["accuracy", "/nonexistent"], "/nonexistent"),
+        (["accuracy", "/nonexistent", "--suite", "macro"], "no suite 'macro'"),
+        (["compare", "/nonexistent", "/nonexistent", "--accuracy-margin", "-1"], "accuracy_margin is -1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_1(
+    line: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        [],
+        ["accuracy"],
+        ["accuracy", "x", "--items", "0"],
+        ["latency", "x", "--output-tokens", "1"],
+        ["macro"],
+    ],
+)
+def test_wrong_usage_exits_2(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_code:
+        main(line)
+    assert exit_code.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_micro_passes_its_settings_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def train(out: Path, **settings: Any) -> dict[str, Any]:
+        asked.append({"out": out, **settings})
+        return {"steps": 7, "minutes": 0.1, "accuracy": {"ocr": 99.0}, "guess": {"ocr": 2.5}}
+
+    monkeypatch.setitem(sys.modules, "bench.micro.train", SimpleNamespace(train=train))  # and no torch
+    assert main(["micro", "-o", str(tmp_path / "m"), "--steps", "7", "--json"]) == 0
+    assert last_line(capsys)["accuracy"] == {"ocr": 99.0}
+    assert main(["micro"]) == 0
+    assert "99.0" in capsys.readouterr().out
+    assert asked == [
+        {"out": tmp_path / "m", "threads": 2, "steps": 7},
+        {"out": Path("micro-checkpoint"), "threads": 2},
+    ]
