@@ -1,0 +1,168 @@
+"""Checkpoint in, quantised checkpoint out, layer by layer; each sees what those before it now pass on.
+
+After every layer its codes and the hidden states it passes on are kept in the work folder. A run that was
+killed goes on from there and ends with the same bytes.
+
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from engines.artifact import canonical_digest, hash_file
+from engines.checkpoint import Checkpoint
+from engines.errors import UserError
+from engines.processor import Processor
+from quantize.calibration import prepare, read_samples, receipt
+from quantize.capture import capture
+from quantize.layers import LINEARS, Decoder, add_deepstack, layer_prefix, load_layer
+from quantize.methods import quantize_layer, relative_errors
+from quantize.work import Work
+from quantize.writer import FORMATS, quantization_config, write_checkpoint
+
+VERSION = 1  # of the algorithms; part of the key under which unfinished work is found again
+METHODS = ("rtn", "gptq", "awq")
+GROUP_SIZES = (32, 64, 128)
+Progress = Callable[[str, int, int], None]
+
+
+def quantize_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    method: str,
+    group_size: int,
+    calibration: Path,
+    work_dir: Path,
+    format: str = "compressed-tensors",
+    damping: float = 0.01,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quantises the decoder's linears to symmetric 4 bits and writes a standard checkpoint.
+
+    Args:
+        out: a folder that does not exist yet.
+        method: "gptq", "awq" or "rtn".
+        group_size: columns that share a scale: 32, 64 or 128.
+        calibration: JSON lines as `quantize.calibration` reads them.
+        work_dir: holds unfinished work, under a key of everything the result depends on; emptied at the end.
+        format: "compressed-tensors", "gptq" (AutoGPTQ) or "awq" (AWQ GEMM).
+        damping: GPTQ's share of the mean diagonal of the Hessian added to it.
+        progress: called with the name of the step, how many of its units are done, and of how many.
+
+    Returns the content of quantization.json, which with the receipt calibration.json is written beside the
+    weights. Raises UserError when `out` exists, an option or a layer's shape does not fit, or the calibration
+    set is bad.
+
+    """
+    report = progress or (lambda step, done, total: None)
+    if Path(out).exists():
+        raise UserError(f"{out} already exists: choose another output, or remove it first")
+    source = Checkpoint.open(checkpoint)
+    _check(source, method, group_size, format)
+    settings = {"method": method, "group_size": group_size, "damping": damping, "version": VERSION}
+    inputs = {path.name: hash_file(path).sha256 for path in (*source.files(), Path(calibration))}
+    work_dir = Path(work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work_dir / "lock", timeout=0):
+            work = Work(work_dir / canonical_digest(settings | inputs).removeprefix("sha256:")[:16])
+            seen = _quantize_layers(source, work, Path(calibration), settings, report)
+            summary = _summary(settings, format, source, work, seen)
+            report("write", 0, 1)
+            write_checkpoint(
+                source,
+                Path(out),
+                layers=(work.layer(index) for index in range(source.config.text.num_hidden_layers)),
+                config=quantization_config(format, group_size, damping),
+                documents={"quantization.json": summary, "calibration.json": seen},
+            )
+            report("write", 1, 1)
+            shutil.rmtree(work.path)
+    except Timeout:
+        raise UserError(f"another run is using {work_dir}: wait for it to end") from None
+    return summary
+
+
+def _check(source: Checkpoint, method: str, group_size: int, layout: str) -> None:
+    for found, allowed in ((method, METHODS), (group_size, GROUP_SIZES), (layout, FORMATS)):
+        if found not in allowed:
+            raise UserError(f"found {found!r}: expected one of {', '.join(map(str, allowed))}")
+    if source.quantization:
+        raise UserError(f"{source.path} is quantised already: start from the 16-bit checkpoint")
+    for name in LINEARS:
+        rows, columns = source.tensor(f"{layer_prefix(0)}{name}.weight").shape
+        if columns % group_size:
+            fitting = [str(size) for size in GROUP_SIZES if columns % size == 0] or ["none"]
+            raise UserError(
+                f"{name} has {columns} input columns, which do not divide into groups of {group_size}: "
+                f"group sizes that fit: {', '.join(fitting)}"
+            )
+        if rows % 8 and layout != "compressed-tensors":
+            raise UserError(
+                f"{name} has {rows} output rows, not a multiple of 8 as the layout {layout} needs: "
+                "use compressed-tensors"
+            )
+
+
+def _quantize_layers(
+    source: Checkpoint, work: Work, calibration: Path, settings: dict[str, Any], report: Progress
+) -> dict[str, Any]:
+    """Quantises the layers that are not in the work folder yet; returns the calibration receipt."""
+    layers = source.config.text.num_hidden_layers
+    done = work.layers_done(layers)
+    if done is None:
+        samples = read_samples(calibration)
+        prompts = prepare(samples, Processor.load(source.path))
+        activations = capture(source, prompts, lambda count: report("calibrate", count, len(prompts)))
+        work.start(activations, receipt(calibration, samples, prompts, len(activations.visual)))
+        done = 0
+    else:
+        activations = work.activations(done)
+    report("quantize", done, layers)
+    decoder = Decoder(source)
+    for index in range(done, layers):
+        tensors = load_layer(source, index)
+        statistics = decoder.measure(tensors, activations)
+        quantized = quantize_layer(
+            settings["method"], tensors, statistics, settings["group_size"], settings["damping"]
+        )
+        errors = relative_errors(tensors, quantized, statistics, settings["group_size"])
+        tensors |= quantized.changed
+        for name, linear in quantized.linears.items():
+            tensors[f"{name}.weight"] = torch.from_numpy(linear.dequantize())
+        hidden = add_deepstack(decoder.run(tensors, activations), activations, index)
+        activations = activations.entering(hidden)
+        work.finish_layer(index, quantized.linears, quantized.changed, errors, hidden)
+        report("quantize", index + 1, layers)
+    return work.receipt()
+
+
+def _summary(
+    settings: dict[str, Any], layout: str, source: Checkpoint, work: Work, seen: dict[str, Any]
+) -> dict[str, Any]:
+    layers = [work.errors(index) for index in range(source.config.text.num_hidden_layers)]
+
+    def mean(key: str) -> float:
+        return float(f"{np.mean([linear[key] for layer in layers for linear in layer.values()]):.6g}")
+
+    return {
+        "method": settings["method"],
+        "bits": 4,
+        "group_size": settings["group_size"],
+        "symmetric": True,
+        "format": layout,
+        "damping": settings["damping"] if settings["method"] == "gptq" else None,
+        "components": [f"model.language_model.layers.*.{name}" for name in LINEARS],
+        "calibration": {name: value for name, value in seen.items() if name != "items"},
+        "error": mean("error"),
+        "rtn_error": mean("rtn_error"),
+        "layers": layers,
+    }
