@@ -42,7 +42,8 @@ class Axis:
         raw = (self.high - self.low) / about
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(digit * power for digit in (1, 2, 2.5, 5, 10) if digit * power >= raw)
-        return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [i * step for i in range(first, last + 1)]
 
 
 def place_labels(points: Sequence[tuple[float, float, str]], frame: Box) -> list[tuple[float, float, str]]:
