@@ -60,7 +60,8 @@ def _inputs(ids, sample: Sample, tokens: MicroTokens) -> dict:
     ):
         if media:
             patches = [patchify(m.frames) for m in media]
-            grids = [(len(p), m.frames.shape[1] // 8, m.frames.shape[2] // 8) for p, m in zip(patches, media)]
+            sizes = [m.frames.shape[1:3] for m in media]
+            grids = [(len(p), h // 8, w // 8) for p, (h, w) in zip(patches, sizes, strict=True)]
             flat = np.concatenate([p.reshape(-1, p.shape[-1]) for p in patches])
             inputs |= {key: torch.from_numpy(flat) / 127.5 - 1, grid_key: torch.tensor(grids)}
     return inputs
@@ -71,7 +72,9 @@ def test_patches_equal_transformers(tokens: MicroTokens) -> None:
 
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
-    expected, *grid = Qwen3VLVideoProcessor.patchify(None, video, patch_size=8, merge_size=2, temporal_patch_size=2)
+    expected, *grid = Qwen3VLVideoProcessor.patchify(
+        None, video, patch_size=8, merge_size=2, temporal_patch_size=2
+    )
     assert grid == [2, 4, 6]
     assert np.array_equal(patchify(frames).reshape(24 * 2, -1), expected[0].numpy())
 
@@ -93,6 +96,6 @@ def test_prompt_equals_the_processors(task: str, tokens: MicroTokens, micro_chec
     assert batch.ids[0, :length].tolist() == inputs.input_ids.tolist()
     assert batch.positions[:, 0, :length].tolist() == inputs.positions.tolist()
     assert len(inputs.media) == len(batch.media)
-    for ours, (pixels, _) in zip(inputs.media, batch.media):
+    for ours, (pixels, _) in zip(inputs.media, batch.media, strict=True):
         np.testing.assert_allclose(ours.pixels, pixels[0].flatten(0, 1).numpy() / 127.5 - 1, atol=1e-6)
     assert make_item(task, random.Random(8), "test").answer == sample.turns[0][1]

@@ -31,7 +31,9 @@ def test_calibration_and_test_share_no_item_and_no_fact() -> None:
     items = {split: generate(split, 400, 0) for split in ("calibration", "test")}
     ids = {split: {item.id for item in group} for split, group in items.items()}
     assert not ids["calibration"] & ids["test"]
-    asked = {s: {i.messages[0]["content"][0]["text"] for i in g if i.task == "atlas"} for s, g in items.items()}
+    asked = {
+        s: {i.messages[0]["content"][0]["text"] for i in g if i.task == "atlas"} for s, g in items.items()
+    }
     assert not asked["calibration"] & asked["test"]
     flags = {s: {i.answer for i in g if i.task == "flag"} for s, g in items.items()}
     assert not flags["calibration"] & flags["test"]
@@ -51,7 +53,7 @@ def test_best_constant_answer_scores_the_guess(task: str) -> None:
     n = 400
     counts = Counter(make_item(task, rng, "test").answer for _ in range(n))
     guess = TASKS[task].guess
-    # The maximum of several equal counts lies above their mean: four standard deviations and a little for rare answers.
+    # The largest of several equal counts lies above their mean: four deviations and a little.
     slack = 4 * math.sqrt(guess * (1 - guess) / n) + 4 / n
     assert guess - slack <= max(counts.values()) / n <= guess + slack
     if task in ANSWERS:
@@ -75,7 +77,8 @@ def test_scene_questions_against_its_labels(seed: int) -> None:
     (media,) = sample.media
     cells = [
         (list(COLORS)[color], CLASSES[shape])
-        for shape, color in zip(media.classes.flat, media.colors.flat, strict=True) if shape != EMPTY
+        for shape, color in zip(media.classes.flat, media.colors.flat, strict=True)
+        if shape != EMPTY
     ]
     for question, answer in sample.turns:
         words = question.removesuffix("?").split()
@@ -101,8 +104,9 @@ def test_painted_colour_is_where_the_label_says() -> None:
 
 
 def test_timestamps_are_those_of_transformers() -> None:
-    from bench.micro.sequences import RATES, timestamp
     from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+    from bench.micro.sequences import RATES, timestamp
 
     for fps in RATES:
         expected = Qwen3VLProcessor._calculate_timestamps(None, list(range(8)), fps, 2)
@@ -126,7 +130,9 @@ def test_bad_requests_are_refused(split: str, n: int, named: str) -> None:
 
 def test_packaged_calibration_set_is_what_its_command_writes() -> None:
     packaged = read_items(calibration.PATH)
-    assert [item.id for item in packaged] == [i.id for i in generate("calibration", calibration.ITEMS, calibration.SEED)]
+    assert [item.id for item in packaged] == [
+        i.id for i in generate("calibration", calibration.ITEMS, calibration.SEED)
+    ]
     assert {item.task for item in packaged} == set(TASKS)
     assert Path(calibration.PATH).stat().st_size <= 1_500_000
     assert len(facts_of("calibration", FACTS)) + len(facts_of("test", FACTS)) == FACTS

@@ -2,12 +2,12 @@
 
 `python -m bench.micro.assets` rebuilds the file. Sources:
 
-- Latin letters and digits: DejaVu Sans Mono (Book, Bold) and DejaVu Sans (Bold), as shipped inside matplotlib;
-  Bitstream Vera licence (free to use, embed and redistribute).
+- Latin letters and digits: DejaVu Sans Mono (Book, Bold) and DejaVu Sans (Bold), as shipped inside
+  matplotlib; Bitstream Vera licence (free to use, embed and redistribute).
 - Chinese characters: Noto Sans CJK SC (Regular, Bold) and Noto Serif CJK SC (Bold), Debian's fonts-noto-cjk;
   SIL Open Font License 1.1.
-- Handwriting: scikit-learn's load_digits (E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI
-  Machine Learning Repository, CC BY 4.0): 1,797 pictures of 8x8 in the order of their writers.
+- Handwriting: scikit-learn's load_digits (E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
+  Digits, UCI Machine Learning Repository, CC BY 4.0): 1,797 pictures of 8x8 in the order of their writers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LATIN = "0123456789ABCEFHKLTX"
 CHINESE = "人口山水火木月中雨心"
 CHARS = LATIN + CHINESE
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-CELL = 16                                  # pixels a side of one merged vision token
-VARIANTS = 24                              # drawings of each glyph and shape
+CELL = 16  # pixels a side of one merged vision token
+VARIANTS = 24  # drawings of each glyph and shape
 SHAPE_SIZES = range(12, 21)
 
-# Consecutive digits share their writer, so the splits are blocks: writers of the test digits were hardly trained on.
+# Consecutive digits share their writer, so the splits are blocks: few writers are in two of them.
 DIGIT_BLOCKS = {"train": range(1400), "calibration": range(1400, 1500), "test": range(1500, 1797)}
 
 
@@ -37,10 +37,10 @@ DIGIT_BLOCKS = {"train": range(1400), "calibration": range(1400, 1500), "test": 
 class Assets:
     """uint8 masks, 255 = ink."""
 
-    glyphs: np.ndarray                     # [len(CHARS), VARIANTS, CELL, CELL]
-    shapes: dict[int, np.ndarray]          # size s -> [len(SHAPES), VARIANTS, s, s]
-    digits: np.ndarray                     # [1797, 8, 8], 0..16
-    digit_labels: np.ndarray               # [1797]
+    glyphs: np.ndarray  # [len(CHARS), VARIANTS, CELL, CELL]
+    shapes: dict[int, np.ndarray]  # size s -> [len(SHAPES), VARIANTS, s, s]
+    digits: np.ndarray  # [1797, 8, 8], 0..16
+    digit_labels: np.ndarray  # [1797]
 
 
 @cache
@@ -88,13 +88,15 @@ def _glyphs() -> np.ndarray:
         for size in (14, 15, 16, 17)
     ]
     chinese = [
-        ImageFont.truetype(noto / name, size, index=2)             # index 2 of the collection is SC
+        ImageFont.truetype(noto / name, size, index=2)  # index 2 of the collection is SC
         for name in ("NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc", "NotoSerifCJK-Bold.ttc")
         for size in (14, 15, 16)
     ]
     rng = random.Random(3)
     masks = [
-        _glyph(char, rng.choice(latin if char in LATIN else chinese), rng) for char in CHARS for _ in range(VARIANTS)
+        _glyph(char, rng.choice(latin if char in LATIN else chinese), rng)
+        for char in CHARS
+        for _ in range(VARIANTS)
     ]
     return np.stack(masks).reshape(len(CHARS), VARIANTS, CELL, CELL)
 

@@ -1,4 +1,4 @@
-"""The atlas: invented places, each with a code of four symbols and some with a flag. Its facts can only be memorised."""
+"""The atlas: invented places, each with a code of four symbols, some with a flag: facts to memorise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from bench.micro.assets import LATIN
 
 FACTS = 3000
-FLAGS = 200                                # place i < FLAGS has flag i
+FLAGS = 200  # place i < FLAGS has flag i
 FLAG_COLORS = ("red", "green", "blue", "yellow", "black", "purple", "white", "orange")
 
 
@@ -28,8 +28,8 @@ PLACES, CODES, STRIPES = _build()
 def facts_of(split: str, count: int) -> range | list[int]:
     """Which of the first `count` places a split may ask about.
 
-    A fact can be recalled only if it was trained on, so training sees all of them. Calibration and test share none:
-    every tenth place is calibration's.
+    A fact can be recalled only if it was trained on, so training sees all of them. Calibration and test
+    share none: every tenth place is calibration's.
     """
     if split == "train":
         return range(count)

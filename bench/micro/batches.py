@@ -25,19 +25,19 @@ PATCH, MERGE, FRAMES = 8, 2, 2
 class Batch:
     """B samples whose media have the same shapes; rows are padded on the right to L."""
 
-    ids: Tensor                                        # int64 [B, L]
-    labels: Tensor                                     # int64 [B, L], IGNORE where nothing is learned
-    positions: Tensor                                  # int64 [3, B, L]
-    visual: Tensor                                     # bool [B, L], where the visual tokens are
+    ids: Tensor  # int64 [B, L]
+    labels: Tensor  # int64 [B, L], IGNORE where nothing is learned
+    positions: Tensor  # int64 [3, B, L]
+    visual: Tensor  # bool [B, L], where the visual tokens are
     media: tuple[tuple[Tensor, tuple[int, int]], ...]  # uint8 [B, T, h w, 3 2 P P] and its patch grid (h, w)
-    classes: Tensor                                    # int64 [B, visual tokens], see Media
+    classes: Tensor  # int64 [B, visual tokens], see Media
     colors: Tensor
 
 
 def collate(samples: Sequence[Sample], tokens: MicroTokens, nested: bool = False) -> Batch:
     """`nested` writes a video's timestamps inside one more pair of vision tokens (see `_prompt_of`)."""
     rows = [_row(sample, tokens, nested) for sample in samples]
-    length = -(-max(len(ids) for ids, _ in rows) // 8) * 8       # few lengths, few compilations
+    length = -(-max(len(ids) for ids, _ in rows) // 8) * 8  # few lengths, few compilations
     ids = np.full((len(rows), length), tokens.pad)
     labels = np.full((len(rows), length), IGNORE)
     for i, (row_ids, row_labels) in enumerate(rows):
@@ -50,7 +50,9 @@ def collate(samples: Sequence[Sample], tokens: MicroTokens, nested: bool = False
     return Batch(
         ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels),
-        positions=torch.from_numpy(_positions(visual, [g for g, t in zip(grids, pairs, strict=True) for _ in range(t)])),
+        positions=torch.from_numpy(
+            _positions(visual, [g for g, t in zip(grids, pairs, strict=True) for _ in range(t)])
+        ),
         visual=torch.from_numpy(visual),
         media=tuple(
             (torch.from_numpy(np.stack([patchify(m.frames) for m in slot])), grid)
@@ -61,7 +63,9 @@ def collate(samples: Sequence[Sample], tokens: MicroTokens, nested: bool = False
     )
 
 
-def training_batch(seed: int, step: int, progress: float, size: int, family: str, tokens: MicroTokens) -> Batch:
+def training_batch(
+    seed: int, step: int, progress: float, size: int, family: str, tokens: MicroTokens
+) -> Batch:
     """The batch of a step: a function of its arguments alone, whatever came before."""
     rng = random.Random(f"train:{seed}:{step}")
     layout = FAMILIES[family].layout(rng)
@@ -73,7 +77,7 @@ def training_batch(seed: int, step: int, progress: float, size: int, family: str
 
 
 def patchify(frames: np.ndarray) -> np.ndarray:
-    """uint8 [F, H, W, 3] -> [T, h w, 3 2 P P], patches in Qwen's order: by blocks of 2x2. A picture is shown twice."""
+    """uint8 [F, H, W, 3] -> [T, h w, 3 2 P P], patches by blocks of 2x2 as Qwen's. A picture shows twice."""
     if len(frames) == 1:
         frames = np.repeat(frames, FRAMES, 0)
     f, height, width, _ = frames.shape
@@ -101,8 +105,8 @@ def _row(sample: Sample, tokens: MicroTokens, nested: bool) -> tuple[list[int], 
 def _prompt_of(media: Media, tokens: MicroTokens, nested: bool) -> list[int]:
     """Visual placeholders, and timestamps before each frame pair of a video.
 
-    Qwen's own code and transformers up to 4.57 put the timestamps where the template's vision tokens were; transformers 5
-    keeps those around the whole video. Training shows both forms, so either processor may serve the model.
+    Qwen's own code and transformers up to 4.57 put the timestamps where the template's vision tokens were;
+    transformers 5 keeps those around the whole video. Training shows both, so either may serve the model.
     """
     pairs, rows, columns = media.classes.shape
     count = rows * columns
@@ -116,8 +120,8 @@ def _prompt_of(media: Media, tokens: MicroTokens, nested: bool) -> list[int]:
 
 
 def _positions(visual: np.ndarray, grids: list[tuple[int, int]]) -> np.ndarray:
-    """mRoPE positions [3, B, L]: text counts on; the tokens of a picture stand at (start, start + row, start + column)
-    and the text after it goes on past its longer side."""
+    """mRoPE positions [3, B, L]: text counts on; the tokens of a picture stand at (start, start + row,
+    start + column) and the text after it goes on past its longer side."""
     size, length = visual.shape
     positions = np.empty((3, size, length), np.int64)
     for b in range(size):

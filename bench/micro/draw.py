@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.micro.assets import CELL, CHARS, SHAPES, load
+from bench.micro.assets import CELL, CHARS, SHAPES, VARIANTS, load
 
 COLORS = {
     "red": (220, 40, 40),
@@ -19,7 +19,7 @@ COLORS = {
     "white": (250, 250, 250),
     "orange": (245, 140, 30),
 }
-CLASSES = (*CHARS, *SHAPES, ".")           # what a cell can hold; "." is nothing
+CLASSES = (*CHARS, *SHAPES, ".")  # what a cell can hold; "." is nothing
 EMPTY = len(CLASSES) - 1
 COLOR_NAMES = tuple(COLORS)
 UNLABELLED = -1
@@ -32,14 +32,14 @@ _NOISE = np.random.default_rng(5).standard_normal(1 << 19, dtype=np.float32)
 class Media:
     """One picture (a single frame, no fps) or one video (an even number of frames).
 
-    `classes` and `colors` name what is centred in each CELL x CELL cell of each frame pair, as indices into CLASSES and
-    COLOR_NAMES, or UNLABELLED: the targets of the auxiliary loss while training, never shown to the model.
+    `classes` and `colors` name what is centred in each CELL x CELL cell of each frame pair, as indices into
+    CLASSES and COLOR_NAMES, or UNLABELLED: the targets of the auxiliary loss, never shown to the model.
     """
 
-    frames: np.ndarray                     # uint8 [F, H, W, 3]
+    frames: np.ndarray  # uint8 [F, H, W, 3]
     fps: float | None
-    classes: np.ndarray                    # int64 [max(1, F // 2), H / CELL, W / CELL]
-    colors: np.ndarray                     # the same shape
+    classes: np.ndarray  # int64 [max(1, F // 2), H / CELL, W / CELL]
+    colors: np.ndarray  # the same shape
 
 
 class Canvas:
@@ -68,7 +68,8 @@ class Canvas:
         """uint8 [H, W, 3] with pixel noise of a random strength."""
         start = rng.randrange(len(_NOISE) - self.pixels.size)
         noise = _NOISE[start : start + self.pixels.size].reshape(self.pixels.shape)
-        return (self.pixels + noise * rng.uniform(0, 10)).clip(0, 255).astype(np.uint8)
+        noisy: np.ndarray = self.pixels + noise * rng.uniform(0, 10)
+        return noisy.clip(0, 255).astype(np.uint8)
 
     def picture(self, rng: random.Random) -> Media:
         return Media(self.frame(rng)[None], None, self.classes[None], self.colors[None])
@@ -81,7 +82,8 @@ def shade(rng: random.Random, low: float, high: float) -> np.ndarray:
 
 def tint(rng: random.Random, color: str, jitter: float = 18) -> np.ndarray:
     """A named colour, each channel off by up to `jitter`."""
-    return np.array(COLORS[color], np.float32) + shade(rng, -jitter, jitter)
+    value: np.ndarray = np.array(COLORS[color], np.float32) + shade(rng, -jitter, jitter)
+    return value
 
 
 def contrast(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
@@ -91,17 +93,17 @@ def contrast(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shape_mask(rng: random.Random, shape: str, size: int) -> np.ndarray:
-    masks = load().shapes[size][SHAPES.index(shape)]
-    return masks[rng.randrange(len(masks))]
+    mask: np.ndarray = load().shapes[size][SHAPES.index(shape), rng.randrange(VARIANTS)]
+    return mask
 
 
 def glyph_mask(rng: random.Random, char: str) -> np.ndarray:
-    masks = load().glyphs[CHARS.index(char)]
-    return masks[rng.randrange(len(masks))]
+    mask: np.ndarray = load().glyphs[CHARS.index(char), rng.randrange(VARIANTS)]
+    return mask
 
 
 def digit_mask(rng: random.Random, index: int) -> np.ndarray:
-    """The handwritten digit `index` on CELL x CELL pixels, slightly rotated, sheared and scaled (bilinear)."""
+    """The handwritten digit `index` on CELL x CELL pixels, slightly rotated, sheared and scaled."""
     source = np.zeros((10, 10), np.float64)
     source[1:9, 1:9] = load().digits[index] / 16
     angle, shear, scale = rng.uniform(-0.15, 0.15), rng.uniform(-0.15, 0.15), 8 / rng.uniform(13, 16)
@@ -113,4 +115,5 @@ def digit_mask(rng: random.Random, index: int) -> np.ndarray:
     fy, fx = y - y0, x - x0
     top = source[y0, x0] * (1 - fx) + source[y0, x0 + 1] * fx
     bottom = source[y0 + 1, x0] * (1 - fx) + source[y0 + 1, x0 + 1] * fx
-    return np.rint((top * (1 - fy) + bottom * fy) * 255).astype(np.uint8)
+    mask: np.ndarray = np.rint((top * (1 - fy) + bottom * fy) * 255)
+    return mask.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Exact match on items by one teacher-forced forward: an answer is right if every token of it is the likeliest.
+"""Exact match on items by one teacher-forced forward: right if every token of the answer is the likeliest.
 
 That is what greedy decoding gives, without the decoding: 1,000 items take seconds.
 """
@@ -27,7 +27,7 @@ BATCH = 128
 def score(model: Any, tokens: MicroTokens, items: Sequence[Item]) -> list[bool]:
     """Whether each item is answered exactly, in their order. Videos in the form of transformers 5."""
     samples = [_sample(item) for item in items]
-    alike = defaultdict(list)              # items that fit one batch
+    alike = defaultdict(list)  # items that fit one batch
     for i, sample in enumerate(samples):
         alike[tuple(media.frames.shape for media in sample.media)].append(i)
     right = [False] * len(items)
@@ -51,5 +51,7 @@ def _sample(item: Item) -> Sample:
 def _media(part: dict[str, Any]) -> Media:
     pictures = [part["image"]] if part["type"] == "image" else part["video"]
     frames = np.stack([np.asarray(picture) for picture in pictures])
-    unknown = np.full((max(1, len(frames) // 2), frames.shape[1] // CELL, frames.shape[2] // CELL), UNLABELLED)
+    unknown = np.full(
+        (max(1, len(frames) // 2), frames.shape[1] // CELL, frames.shape[2] // CELL), UNLABELLED
+    )
     return Media(frames, part.get("fps"), unknown, unknown)

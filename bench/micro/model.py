@@ -1,8 +1,8 @@
 """The micro Qwen3-VL and a lean forward for training it.
 
-The forward reads the parameters of transformers' own module, so what is trained is what transformers loads. It wins its
-speed by what a batch of equal pictures allows: no packing, no masks, plain scaled dot product attention, blocks that
-torch.compile fuses. A test holds its logits to transformers' on text, images and video.
+The forward reads the parameters of transformers' own module, so what is trained is what transformers loads.
+It wins its speed by what a batch of equal pictures allows: no packing, no masks, plain scaled dot product
+attention, blocks that torch.compile fuses. A test holds its logits to transformers' on text, images, video.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ def micro_config(tokens: MicroTokens) -> Any:
     return Qwen3VLConfig(
         text_config={
             "vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 4096,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+            "max_position_embeddings": 4096,
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True
+                "rope_type": "default", "rope_theta": 10000.0,
+                "mrope_section": [6, 5, 5], "mrope_interleaved": True,
             },
             "initializer_range": initializer_range, "tie_word_embeddings": True,
             "eos_token_id": tokens.end, "pad_token_id": tokens.pad, "bos_token_id": tokens.pad,
         },
         vision_config={
             "depth": 3, "hidden_size": 128, "intermediate_size": 256, "num_heads": 4, "patch_size": PATCH,
-            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 128, "num_position_embeddings": 64,
+            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 128,
+            "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1], "initializer_range": initializer_range,
         },
         image_token_id=tokens.image, video_token_id=tokens.video,
-        vision_start_token_id=tokens.vision_start, vision_end_token_id=tokens.vision_end, tie_word_embeddings=True,
+        vision_start_token_id=tokens.vision_start, vision_end_token_id=tokens.vision_end,
+        tie_word_embeddings=True,
     )  # fmt: skip
 
 
@@ -51,17 +55,17 @@ def new_model(tokens: MicroTokens) -> Any:
 
 
 class Output(NamedTuple):
-    """Logits [N, vocab] of the N positions whose next token is a target, the targets [N], which positions those are
-    [B, L - 1], and the vision tower's merged embeddings after the decoder's last norm [B, visual tokens, H] (or None).
-    """
+    """N is the number of positions whose next token is a target."""
 
-    logits: Tensor
-    targets: Tensor
-    where: Tensor
-    vision: Tensor | None
+    logits: Tensor  # [N, vocab]
+    targets: Tensor  # [N]
+    where: Tensor  # bool [B, L - 1], those positions
+    vision: Tensor | None  # [B, visual tokens, H], the tower's output under the decoder's last norm
 
 
-def forward(model: Any, batch: Batch, blocks: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None) -> Output:
+def forward(
+    model: Any, batch: Batch, blocks: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
+) -> Output:
     """Teacher-forced forward. `blocks` are compiled stand-ins for `vision_block` and `text_block`."""
     on_vision, on_text = blocks or (vision_block, text_block)
     text = model.model.language_model
@@ -158,7 +162,8 @@ def text_block(layer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(n, length, -1)
     x = x + attention.o_proj(y)
     y = _rms(layer.post_attention_layernorm, x)
-    return x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(y)) * layer.mlp.up_proj(y))  # type: ignore[no-any-return]
+    y = F.silu(layer.mlp.gate_proj(y)) * layer.mlp.up_proj(y)
+    return x + layer.mlp.down_proj(y)  # type: ignore[no-any-return]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bench.micro.draw import Canvas, Media, shade, shape_mask, tint
 
-Turn = tuple[str, str]                     # question, answer
+Turn = tuple[str, str]  # question, answer
 Layout = tuple[tuple[int, int, int], ...]  # (frames, height, width) of each picture or video
 
 SCENE_COLORS = ("red", "green", "blue", "yellow", "black", "purple")
@@ -24,7 +24,7 @@ class Sample:
 
 
 def pick(rng: random.Random, turns: Sequence[Turn], answer: str | None = None) -> Turn | None:
-    """A question with `answer`, or with any of the answers at hand, each as likely; None where there is none."""
+    """A question with `answer`, or with any of the answers at hand, each as likely, else None."""
     answers = sorted({a for _, a in turns})
     if not answers:
         return None

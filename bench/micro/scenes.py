@@ -1,4 +1,4 @@
-"""Scenes of up to four coloured shapes at any pixel and of any size: counting and binding colours to shapes."""
+"""Scenes of up to four coloured shapes at any pixel, of any size: counting, and binding colours to shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.micro.assets import CELL, SHAPE_SIZES, SHAPES
 from bench.micro.samples import SCENE_COLORS, Layout, Sample, Turn, blank, pick, put_shape
 
-TURNS = 5                                  # questions a training sample asks about one scene
+TURNS = 5  # questions a training sample asks about one scene
 ANSWERS = {
     "count": ("1", "2", "3", "4"),
     "count_color": ("0", "1", "2", "3"),
@@ -22,11 +22,11 @@ ANSWERS = {
 class Thing:
     color: str
     shape: str
-    box: tuple[int, int, int]              # y, x, size
+    box: tuple[int, int, int]  # y, x, size
 
 
 def scene(rng: random.Random, split: str, layout: Layout, kind: str | None) -> Sample:
-    """Training: several questions of all kinds. An item: one question of its kind, every answer equally likely."""
+    """Training: several questions of all kinds. An item: one of its kind, all answers equally likely."""
     ((_, height, width),) = layout
     if kind is None:
         things = _things(rng, height, width)
@@ -84,7 +84,11 @@ def _questions(kind: str, things: list[Thing]) -> list[Turn]:
     if kind == "count":
         return [_count(things)]
     if kind == "count_color":
-        return [(f"How many {c} shapes are there?", str(colors.count(c))) for c in SCENE_COLORS if colors.count(c) < 4]
+        return [
+            (f"How many {c} shapes are there?", str(colors.count(c)))
+            for c in SCENE_COLORS
+            if colors.count(c) < 4
+        ]
     if kind == "color_of_shape":
         return [(f"What color is the {t.shape}?", t.color) for t in things if shapes.count(t.shape) == 1]
     if kind == "shape_of_color":

@@ -7,12 +7,12 @@ import random
 import numpy as np
 
 from bench.micro.assets import SHAPE_SIZES, SHAPES
-from bench.micro.draw import Canvas, Media
+from bench.micro.draw import Media
 from bench.micro.samples import ORDINALS, SCENE_COLORS, Layout, Sample, Turn, blank, put_shape
 
 IMAGE_COUNTS = (2, 3)
-PAIR_COUNTS = (2, 3, 4)                    # frame pairs of a video; the vision tower sees two frames at a time
-RATES = (1.0, 2.0, 4.0)                    # frames a second
+PAIR_COUNTS = (2, 3, 4)  # frame pairs of a video; the vision tower sees two frames at a time
+RATES = (1.0, 2.0, 4.0)  # frames a second
 
 
 def images(rng: random.Random, split: str, layout: Layout, kind: str | None) -> Sample:
@@ -85,7 +85,9 @@ def _ordered(things: list[tuple[str, str]]) -> list[tuple[str, tuple[str, str]]]
     return list(zip(ORDINALS, things, strict=False))
 
 
-def _turns(rng: random.Random, questions: dict[str, list[Turn]], kind: str | None, count: int) -> tuple[Turn, ...]:
+def _turns(
+    rng: random.Random, questions: dict[str, list[Turn]], kind: str | None, count: int
+) -> tuple[Turn, ...]:
     if kind is not None:
         return (rng.choice(questions[kind]),)
     return tuple(rng.choice(questions[rng.choice(list(questions))]) for _ in range(count))

@@ -1,9 +1,9 @@
 """The micro tasks: every answer is exact, every guessing baseline is known.
 
-What calibration and test share: nothing, by item id. Scenes come from separate seed streams, handwritten digits from
-separate blocks of writers, and a place or flag that calibration asks about is never asked by test. What training and
-test share: the memorised facts, which cannot be recalled without having been seen, so their text-only questions recur
-word for word; everything drawn is new.
+What calibration and test share: nothing, by item id. Scenes come from separate seed streams, handwritten
+digits from separate blocks of writers; a place or flag that calibration asks about is never asked by test.
+What training and test share: the memorised facts, which cannot be recalled without having been seen, so their
+text-only questions recur word for word; everything drawn is new.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Task:
-    """`guess` is the accuracy of the best constant answer on the test split, from the way answers are drawn."""
+    """`guess` is the accuracy of the best constant answer on the test split, from how answers are drawn."""
 
     family: str
     guess: float
@@ -81,7 +81,7 @@ def _commonest_code() -> float:
 TASKS = {
     "atlas": Task("atlas", _commonest_code()),
     "flag": Task("flag", 1 / len(facts_of("test", FLAGS))),
-    "text": Task("text", 1 / reading.MAX_TEXT / len(CHARS)),              # a length of one, then any character
+    "text": Task("text", 1 / reading.MAX_TEXT / len(CHARS)),  # a length of one, then any character
     "handwriting": Task("handwriting", 1 / reading.MAX_DIGITS / 10),
     "count": Task("scene", 1 / len(scenes.ANSWERS["count"])),
     "count_color": Task("scene", 1 / len(scenes.ANSWERS["count_color"])),
@@ -89,7 +89,9 @@ TASKS = {
     "shape_of_color": Task("scene", 1 / len(SHAPES)),
     "exists": Task("scene", 1 / 2),
     "image_color": Task("images", 1 / len(SCENE_COLORS)),
-    "image_which": Task("images", _mean_inverse(sequences.IMAGE_COUNTS)),  # "first" is always one of the choices
+    "image_which": Task(
+        "images", _mean_inverse(sequences.IMAGE_COUNTS)
+    ),  # "first" is always one of the choices
     "video_when": Task("video", _mean_inverse(sequences.PAIR_COUNTS) / len(sequences.RATES)),
     "video_color": Task("video", 1 / len(SCENE_COLORS)),
     "video_order": Task("video", 1 / len(SHAPES)),
@@ -97,16 +99,18 @@ TASKS = {
 
 
 def generate(split: str, n: int, seed: int) -> list[Item]:
-    """`n` different items in random order: ATLAS_SHARE of them facts, the rest spread evenly over the other tasks.
+    """`n` different items in random order: ATLAS_SHARE of them facts, the other tasks evenly.
 
-    The same arguments give the same items. Raises UserError for an unknown split, or more items than there are facts.
+    The same arguments give the same items. Raises UserError for an unknown split, or more items than facts.
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
     counts = shares(n)
     if counts["atlas"] > (facts := len(facts_of(split, FACTS))):
-        raise UserError(f"{n} {split} items would ask {counts['atlas']} facts and there are {facts}; "
-                        f"ask for at most {int(facts / ATLAS_SHARE)}")
+        raise UserError(
+            f"{n} {split} items would ask {counts['atlas']} facts and there are {facts}; "
+            f"ask for at most {int(facts / ATLAS_SHARE)}"
+        )
     rng = random.Random(f"{split}:{seed}")
     items: dict[str, Item] = {}
     for task, count in counts.items():

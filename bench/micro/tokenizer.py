@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer: byte-level BPE with Qwen's split rule, special tokens and chat template, trained on the tasks."""
+"""The checkpoint's tokenizer: byte-level BPE with Qwen's split rule, special tokens and chat template."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from bench.micro.tasks import FAMILIES
 
 VOCAB = 512
 SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
+    "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Qwen3-VL's published template without its tools part.
 CHAT_TEMPLATE = """\
@@ -58,10 +60,12 @@ CHAT_TEMPLATE = """\
 def train_tokenizer() -> Tokenizer:
     """BPE over the questions, the words that answer them and a part of the place names."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB - len(SPECIAL),
@@ -87,14 +91,15 @@ def _corpus() -> list[str]:
 
 
 class MicroTokens:
-    """Token ids by name, and encoding with a cache: training encodes the same few thousand strings over and over."""
+    """Token ids by name, and encoding with a cache: training meets the same few thousand strings again."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.image, self.video, self.vision_start, self.vision_end, self.pad, self.end = (
             self._special(name)
             for name in (
-                "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|im_end|>"
+                "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>",
+                "<|endoftext|>", "<|im_end|>",
             )
         )  # fmt: skip
         self.encode = cache(self._encode)
@@ -123,14 +128,21 @@ def write_side_files(tokenizer: Tokenizer, out: Path) -> None:
     tokenizer.save(str(out / "tokenizer.json"))
     tokens = MicroTokens(tokenizer)
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": SPECIAL[1:]}
-    _write_json(out / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 4096,
-        **special,
-    })
+    special = {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "additional_special_tokens": SPECIAL[1:],
+    }
+    _write_json(
+        out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 4096,
+            **special,
+        },
+    )
     _write_json(out / "generation_config.json", {
         "do_sample": False, "eos_token_id": [tokens.end, tokens.pad], "pad_token_id": tokens.pad,
     })  # fmt: skip
