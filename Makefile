@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all test check bench
+.PHONY: setup all test check
 
 setup: .venv/ready  ## .venv from the lock
 
@@ -14,12 +14,9 @@ all: setup  ## checkpoint -> ONNX -> INT4 -> measured -> gated -> published
 	$(VENV)/python -m build all
 
 test: setup check  ## everything CI holds the project to
-	$(VENV)/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
-
-bench: setup  ## speed, as ratios of things run in turn
-	$(VENV)/python -m pytest tests/benchmarks --benchmark-only

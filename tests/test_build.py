@@ -17,7 +17,13 @@ from tests.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 # Small enough for a test; whether the verdict passes is not the point here, whether it is reached is.
-SMALL = ["evaluate.items=40", "evaluate.fidelity_items=8", "latency.requests=2", "latency.output_tokens=4"]
+SMALL = [
+    "evaluate.items=40",
+    "evaluate.fidelity_items=8",
+    "latency.requests=2",
+    "latency.output_tokens=4",
+    "quantize.calibration=tests/data/calibration.jsonl",
+]
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
 LINE = [sys.executable, "-m", "build"]
 VARIANTS = ["fp16", "onnx-fp16", "gptq-int4", "gptq-int4-onnx", "awq-int4", "awq-int4-onnx"]
