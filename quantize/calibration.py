@@ -12,8 +12,6 @@ from typing import Any
 from engines.errors import UserError
 from engines.processor import Inputs, Processor
 
-DEFAULT = Path(__file__).with_name("calibration.jsonl")
-
 
 @dataclass(frozen=True)
 class Sample:
