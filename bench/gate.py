@@ -28,9 +28,8 @@ from bench.verdict import Check, Gate, Limits, Measurements, Row, Verdict
 
 __all__ = ["Check", "Gate", "Limits", "Measurements", "Row", "Verdict", "gate"]
 
-MIN_REQUESTS = (
-    8  # the bootstrap of fewer says little; the q-quantile wants 1 / (1 - q), to have one beyond it
-)
+# The bootstrap of fewer says little. A q-quantile wants 1 / (1 - q) besides, to have one request beyond it.
+MIN_REQUESTS = 8
 
 Fields = dict[str, Any]
 
@@ -127,74 +126,64 @@ def _divergence(m: Measurements, limits: Limits) -> Iterator[Check]:
 
 
 def _latency(m: Measurements, limits: Limits) -> Iterator[Check]:
-    """Ratios of quantiles, and the median of the per-request ratio, by bootstrap over requests."""
-    for metric, name, q, limit in (
-        ("ttft_ms", "ttft_ms p50", 0.5, limits.ttft_p50_ratio),
-        ("ttft_ms", "ttft_ms p95", 0.95, limits.ttft_p95_ratio),
-        ("itl_ms", "itl_ms p50", 0.5, limits.itl_p50_ratio),
-        ("itl_ms", "itl_ms p95", 0.95, limits.itl_p95_ratio),
-        ("e2e_latency_ms", "e2e_latency_ms", None, limits.e2e_ratio),
+    """Ratios of quantiles, and the median of the per-request ratio."""
+    for metric, q, limit in (
+        ("ttft_ms", 0.5, limits.ttft_p50_ratio),
+        ("ttft_ms", 0.95, limits.ttft_p95_ratio),
+        ("itl_ms", 0.5, limits.itl_p50_ratio),
+        ("itl_ms", 0.95, limits.itl_p95_ratio),
+        ("e2e_latency_ms", None, limits.e2e_ratio),
     ):
-        if limit is None:
-            continue
-        row: Fields = {"metric": name, "unit": "ms", "limit": limit, "relative": True}
-        try:
-            baseline, candidate = table(m.baseline_timings, metric), table(m.candidate_timings, metric)
-            work = table(m.baseline_timings, "output_tokens"), table(m.candidate_timings, "output_tokens")
-            if not np.array_equal(work[0], work[1]):
-                raise ValueError(
-                    "baseline and candidate did not answer the same requests with as many tokens"
-                )
-        except ValueError as error:
-            yield Check(**row, **_missing(m, "latency", str(error)))
-            continue
-        n, least = len(baseline), max(MIN_REQUESTS, math.ceil(1 / (1 - (q or 0)) - 1e-9))
-        at = q or 0.5
-        row |= {
-            "baseline": float(np.quantile(baseline, at)),
-            "candidate": float(np.quantile(candidate, at)),
-            "n": n,
-        }
-        if n < least:
-            reason = f"{n} requests are too few to bound this figure; {least} is the least"
-            yield Check(**row, verdict=Verdict.INCONCLUSIVE, reason=reason, needed_n=least)
-            continue
-        ends = 2 * limits.confidence - 1
-        found = quantile_ratio(baseline, candidate, q, ends) if q else median_ratio(baseline, candidate, ends)
-        yield _at_most({**row, "delta": found.estimate}, found, requests_needed(n, found, limit))
+        if limit is not None:
+            yield _latency_ratio(m, metric, q, limit, limits.confidence)
+
+
+def _latency_ratio(m: Measurements, metric: str, q: float | None, limit: float, confidence: float) -> Check:
+    """The bounds are those of a bootstrap over requests. Without a q, each request is compared with itself."""
+    name = metric if q is None else f"{metric} p{100 * q:.0f}"
+    row: Fields = {"metric": name, "unit": "ms", "limit": limit, "relative": True}
+    try:
+        baseline, candidate = table(m.baseline_timings, metric), table(m.candidate_timings, metric)
+        work = table(m.baseline_timings, "output_tokens"), table(m.candidate_timings, "output_tokens")
+        if not np.array_equal(work[0], work[1]):
+            raise ValueError("baseline and candidate did not answer the same requests with as many tokens")
+    except ValueError as error:
+        return Check(**row, **_missing(m, "latency", str(error)))
+    n, at = len(baseline), q or 0.5
+    row |= {
+        "baseline": float(np.quantile(baseline, at)),
+        "candidate": float(np.quantile(candidate, at)),
+        "n": n,
+    }
+    least = max(MIN_REQUESTS, math.ceil(1 / (1 - at) - 1e-9))
+    if n < least:
+        reason = f"{n} requests are too few to bound this figure; {least} is the least"
+        return Check(**row, verdict=Verdict.INCONCLUSIVE, reason=reason, needed_n=least)
+    ends = 2 * confidence - 1
+    found = quantile_ratio(baseline, candidate, q, ends) if q else median_ratio(baseline, candidate, ends)
+    return _at_most({**row, "delta": found.estimate}, found, requests_needed(n, found, limit))
 
 
 def _budget(m: Measurements, limits: Limits) -> Iterator[Check]:
-    """Hard limits: no interval and no tolerance."""
+    """Hard limits: no interval and no tolerance. Memory counts only if measured as the limit says."""
     if limits.max_bytes is not None:
-        yield _within("bytes", "all", m.bytes, m.baseline_bytes, limits.max_bytes, m)
+        row: Fields = {"metric": "bytes", "unit": "bytes", "limit": limits.max_bytes}
+        yield _within(row, m.bytes, m.baseline_bytes, m)
     if limits.max_peak_memory_bytes is not None:
-        wanted, found = (limits.context, limits.batch), m.memory_at
-        peak = m.peak_memory_bytes if found == wanted else None
         conditions = f"context {limits.context} x batch {limits.batch}"
-        yield _within(
-            "peak_memory_bytes",
-            conditions,
-            peak,
-            m.baseline_peak_memory_bytes,
-            limits.max_peak_memory_bytes,
-            m,
-        )
+        row = {"metric": "peak_memory_bytes", "unit": "bytes", "limit": limits.max_peak_memory_bytes}
+        peak = m.peak_memory_bytes if m.memory_at == (limits.context, limits.batch) else None
+        yield _within({**row, "slice": conditions}, peak, m.baseline_peak_memory_bytes, m)
 
 
-def _within(
-    name: str, conditions: str, value: int | None, baseline: int | None, limit: int, m: Measurements
-) -> Check:
-    row: Fields = {"metric": name, "slice": conditions, "unit": "bytes", "baseline": baseline, "limit": limit}
+def _within(row: Fields, value: int | None, baseline: int | None, m: Measurements) -> Check:
     if value is None:
-        return Check(
-            **row, **_missing(m, name, f"not measured at {conditions}" if name != "bytes" else "not measured")
-        )
-    row |= {"candidate": value, "delta": None if baseline is None else value - baseline, "n": 1}
-    verdict = Verdict.PASS if value <= limit else Verdict.FAIL
-    return Check(
-        **row, verdict=verdict, reason=f"{value / 1e9:.3g} GB where {limit / 1e9:.3g} GB is the limit"
-    )
+        reason = f"not measured at {row['slice']}" if "slice" in row else "not measured"
+        return Check(**row, **_missing(m, row["metric"], reason))
+    delta = None if baseline is None else value - baseline
+    reason = f"{value / 1e9:.3g} GB where {row['limit'] / 1e9:.3g} GB is the limit"
+    verdict = Verdict.PASS if value <= row["limit"] else Verdict.FAIL
+    return Check(**row, candidate=value, baseline=baseline, delta=delta, n=1, verdict=verdict, reason=reason)
 
 
 def _slices(m: Measurements, limits: Limits) -> list[Row]:
