@@ -20,7 +20,7 @@ from bench.fidelity import record
 from bench.gate import Check, Gate, Limits, Measurements, gate
 from bench.latency import METRICS, Timing, measure, of_arm, table
 from bench.latency import summarize as summarize_timings
-from bench.resources import disk_bytes, peak_memory
+from bench.resources import disk_bytes, human_size, peak_memory
 from bench.statistics import median_ratio
 from bench.suites import load_suite
 from bench.tasks import Item
@@ -138,12 +138,12 @@ def gate_table(judged: Gate) -> Table:
     shown = Table("", "check", "A", "B", "difference", "interval", "limit", "", box=None, header_style="bold")
     for row in (*judged.checks, *judged.slices):
         name = row.metric if row.slice == "all" else f"{row.metric}, {row.slice}"
-        mark = "×" if row.relative else ""
-        ends = [row.ci_low, row.ci_high]
-        interval = f"{_number(ends[0])} to {_number(ends[1])}" if ends[0] is not None else ""
-        figures = [_number(row.baseline), _number(row.candidate), mark + _number(row.delta), interval]
+        shows = human_size if row.unit == "bytes" else "{:,.4g}".format
+        values = (row.baseline, row.candidate, row.delta, row.ci_low, row.ci_high, row.limit)
+        a, b, delta, low, high, limit = ("" if value is None else shows(value) for value in values)
         verdict, reason = (row.verdict, row.reason) if isinstance(row, Check) else ("", "")
-        shown.add_row(verdict, name, *figures, _number(row.limit), reason)
+        interval = f"{low} to {high}" if low else ""
+        shown.add_row(verdict, name, a, b, ("×" if row.relative else "") + delta, interval, limit, reason)
     return shown
 
 
@@ -201,10 +201,6 @@ def _progress(title: str) -> Callable[[int, int], None]:
             print(f"\r{title}: {done}/{total}", end=end, file=sys.stderr, flush=True)
 
     return report
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.4g}" if abs(value) < 1e6 else f"{value / 1e6:,.4g} M"
 
 
 def _show(shown: Table, document: dict[str, Any], options: Namespace) -> None:

@@ -13,6 +13,7 @@ from bench.accuracy import Observation
 from bench.charts import Format, Mark, Series, ecdf, forest, heatmap, scatter
 from bench.gate import Gate, Row
 from bench.latency import Timing, table
+from bench.resources import human_size
 from bench.statistics import Interval, median_ratio
 
 Colours = Mapping[str, int]  # variant -> place in the page's palette
@@ -80,14 +81,6 @@ def latency(v: VariantEvidence, baseline: VariantEvidence) -> Interval:
 def speed(v: VariantEvidence, baseline: VariantEvidence) -> Interval:
     """Median over requests of the ratio of end-to-end latency to the baseline's."""
     return median_ratio(table(baseline.timings, "e2e_latency_ms"), table(v.timings, "e2e_latency_ms"))
-
-
-def human_size(size: float) -> str:
-    """Decimal units, as limits are stated: 6 GB is 6,000,000,000 bytes."""
-    scale, unit = next(
-        (10.0**p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB"), (0, "B")) if size >= 10.0**p or not p
-    )
-    return f"{size / scale:.3g} {unit}"
 
 
 def signed(value: float) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.accuracy import Observation, by_task, guess_rate
 from bench.latency import table
+from bench.resources import human_size
 from bench.statistics import (
     Interval,
     items_needed,
@@ -139,7 +140,7 @@ def _latency(m: Measurements, limits: Limits) -> Iterator[Check]:
 
 
 def _latency_ratio(m: Measurements, metric: str, q: float | None, limit: float, confidence: float) -> Check:
-    """The bounds are those of a bootstrap over requests. Without a q, each request is compared with itself."""
+    """Bounds of a bootstrap over requests: of the ratio of q-quantiles or, without q, of the median ratio."""
     name = metric if q is None else f"{metric} p{100 * q:.0f}"
     row: Fields = {"metric": name, "unit": "ms", "limit": limit, "relative": True}
     try:
@@ -150,11 +151,8 @@ def _latency_ratio(m: Measurements, metric: str, q: float | None, limit: float, 
     except ValueError as error:
         return Check(**row, **_missing(m, "latency", str(error)))
     n, at = len(baseline), q or 0.5
-    row |= {
-        "baseline": float(np.quantile(baseline, at)),
-        "candidate": float(np.quantile(candidate, at)),
-        "n": n,
-    }
+    before, after = (float(np.quantile(x, at)) for x in (baseline, candidate))
+    row |= {"baseline": before, "candidate": after, "n": n}
     least = max(MIN_REQUESTS, math.ceil(1 / (1 - at) - 1e-9))
     if n < least:
         reason = f"{n} requests are too few to bound this figure; {least} is the least"
@@ -181,7 +179,7 @@ def _within(row: Fields, value: int | None, baseline: int | None, m: Measurement
         reason = f"not measured at {row['slice']}" if "slice" in row else "not measured"
         return Check(**row, **_missing(m, row["metric"], reason))
     delta = None if baseline is None else value - baseline
-    reason = f"{value / 1e9:.3g} GB where {row['limit'] / 1e9:.3g} GB is the limit"
+    reason = f"{human_size(value)} where {human_size(row['limit'])} is the limit"
     verdict = Verdict.PASS if value <= row["limit"] else Verdict.FAIL
     return Check(**row, candidate=value, baseline=baseline, delta=delta, n=1, verdict=verdict, reason=reason)
 

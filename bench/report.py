@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bench.figures import VariantEvidence, accuracy_row, figures, human_size, signed, speed
+from bench.figures import VariantEvidence, accuracy_row, figures, signed, speed
 from bench.gate import Check, Limits, Verdict
 from bench.latency import table
+from bench.resources import human_size
 
 __all__ = ["VariantEvidence", "write_report"]
 
