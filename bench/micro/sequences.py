@@ -67,10 +67,6 @@ def _film(rng: random.Random, height: int, width: int, things: list[tuple[str, s
     )
 
 
-def _nudge(start: int, last: int) -> int:
-    return start + 1 if start < last else start - 1
-
-
 def _things(rng: random.Random, count: int) -> list[tuple[str, str]]:
     """Different colours and different shapes, so that every question has one answer."""
     return list(zip(rng.sample(SCENE_COLORS, count), rng.sample(SHAPES, count), strict=True))
