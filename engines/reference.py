@@ -128,8 +128,8 @@ def _load(checkpoint: Checkpoint, dtype: str | None) -> Any:
 def compute_dtype(directory: Path) -> str:
     """The type a checkpoint is stored in if this CPU has instructions for it, else float32.
 
-    float32 holds every 16-bit weight exactly. Emulating 16-bit products makes large ones many times slower, and
-    a baseline that slow would flatter everything compared with it.
+    float32 holds every 16-bit weight exactly. Emulating 16-bit products makes large ones many times slower,
+    and a baseline that slow would flatter everything compared with it.
     """
     data = read_json(directory / "config.json")
     stored = str(data.get("dtype") or data.get("torch_dtype") or "float32")

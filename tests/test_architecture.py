@@ -20,7 +20,16 @@ MAY_IMPORT = {
     "build": {"build", "bench", "quantize", "engines"},
 }
 # Packages that only what uses them may load, and the modules where they are used at import time.
-HEAVY = {"torch", "transformers", "onnx", "scipy", "statsmodels", "matplotlib", "compressed_tensors", "sklearn"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnx",
+    "scipy",
+    "statsmodels",
+    "matplotlib",
+    "compressed_tensors",
+    "sklearn",
+}
 
 
 def modules() -> list[Path]:
@@ -89,7 +98,9 @@ def test_help_is_light(package: str) -> None:
         "    assert not done.code, done.code\n"
         f"print(','.join(sorted(set(sys.modules) & {HEAVY!r})), file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "", "imported for --help"
     assert "usage:" in done.stdout

@@ -28,7 +28,11 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]
             yield from commands(child)
 
 
-ALL = [entry for package in PACKAGES for entry in commands(importlib.import_module(f"{package}.__main__").parser())]
+ALL = [
+    entry
+    for package in PACKAGES
+    for entry in commands(importlib.import_module(f"{package}.__main__").parser())
+]
 
 
 @pytest.mark.parametrize(("command", "arguments"), ALL, ids=[command for command, _ in ALL])
@@ -41,7 +45,9 @@ def test_commands_are_documented(command: str, arguments: list[str]) -> None:
 
 
 def test_documented_commands_exist() -> None:
-    headings = [line for line in (ROOT / "docs" / "commands.md").read_text().splitlines() if line.startswith("### `")]
+    headings = [
+        line for line in (ROOT / "docs" / "commands.md").read_text().splitlines() if line.startswith("### `")
+    ]
     assert len(headings) == len(ALL)
 
 

@@ -74,7 +74,7 @@ def _commonest_code() -> float:
     return max(Counter(CODES[i] for i in asked).values()) / len(asked)
 
 
-# What the checkpoint has learned. Training asks more than this: questions that help and that it does not master.
+# What it has learned. Training asks more than this: questions that help and that it does not master.
 TASKS = {
     "atlas": Task("atlas", _commonest_code()),
     "flag": Task("flag", 1 / len(facts_of("test", FLAGS))),
