@@ -173,11 +173,11 @@ def _x_axis(values: Sequence[float], left: float, right: float, pad: float) -> A
 
 
 def _side_by_side(bars: Sequence[tuple[float, float, float]]) -> list[float]:
-    """The x of vertical bars (x, top, bottom), those that would cover each other moved apart."""
+    """The x of vertical bars (x, top, bottom); ones that cover each other moved enough to be seen."""
     placed: list[tuple[float, float, float]] = []
     for px, top, bottom in bars:
-        while any(abs(px - x) < 8 and top <= low and high <= bottom for x, high, low in placed):
-            px += 8
+        while any(abs(px - x) < 4 and top <= low and high <= bottom for x, high, low in placed):
+            px += 4
         placed.append((px, top, bottom))
     return [px for px, _, _ in placed]
 

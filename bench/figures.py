@@ -16,6 +16,7 @@ from bench.latency import Timing, table
 from bench.resources import human_size
 from bench.statistics import Interval, median_ratio
 
+ALL = "all items"
 Colours = Mapping[str, int]  # variant -> place in the page's palette
 
 
@@ -139,10 +140,11 @@ def _by_task(others: Sequence[VariantEvidence], colours: Colours) -> Figure | No
             if row is None or row.delta is None or row.ci_low is None or row.ci_high is None:
                 continue
             difference = Interval(row.delta, row.ci_low, row.ci_high)
-            groups.setdefault(row.slice, []).append(Mark(v.name, colours[v.name], difference))
-            notes[row.slice] = f"{row.baseline:.0f} % of {row.n:,}"
+            task = ALL if row.slice == "all" else row.slice
+            groups.setdefault(task, []).append(Mark(v.name, colours[v.name], difference))
+            notes[task] = f"{row.baseline:.0f} % of {row.n:,}"
     order = sorted(
-        groups, key=lambda task: (task != "all", float(np.mean([m.x.estimate for m in groups[task]])))
+        groups, key=lambda task: (task != ALL, float(np.mean([m.x.estimate for m in groups[task]])))
     )
     row = accuracy_row(compared[0])
     return Figure(

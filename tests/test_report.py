@@ -201,7 +201,7 @@ def test_scatter_keeps_equal_points_apart() -> None:
     same = [Mark(name, i, Interval(5, 5, 5), Interval(90, 89, 91)) for i, name in enumerate("abc")]
     drawn = scatter(same, title="t", x_label="x", y_label="y", x_format=str, band=(88, 90))
     xs = sorted(circle["cx"] for circle in elements(drawn, "circle"))
-    assert min(np.diff(xs)) >= 8
+    assert np.diff(xs) == pytest.approx([4, 4])
 
 
 def test_forest_draws_zero_and_the_limit() -> None:
