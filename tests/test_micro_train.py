@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from engines.errors import UserError
 torch = pytest.importorskip("torch")
 
 STEPS = 5
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Training sets the threads of the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.micro import train
 
-    train.train(tmp_path / "whole", steps=STEPS)
+    train.train(tmp_path / "whole", steps=STEPS, threads=1)
     batch = train.training_batch
 
     def fails(seed: int, step: int, *rest: object):
@@ -40,17 +49,17 @@ def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(train, "training_batch", fails)
     with pytest.raises(KeyboardInterrupt):
-        train.train(tmp_path / "parts", steps=STEPS)
+        train.train(tmp_path / "parts", steps=STEPS, threads=1)
     monkeypatch.setattr(train, "training_batch", batch)
     with pytest.raises(UserError, match="another recipe"):
-        train.train(tmp_path / "parts", steps=STEPS + 1)
-    train.train(tmp_path / "parts", steps=STEPS)
+        train.train(tmp_path / "parts", steps=STEPS + 1, threads=1)
+    train.train(tmp_path / "parts", steps=STEPS, threads=1)
     whole, parts = Checkpoint.open(tmp_path / "whole"), Checkpoint.open(tmp_path / "parts")
     for name in whole.names():
         np.testing.assert_array_equal(whole.tensor(name), parts.tensor(name))
     assert not (tmp_path / "parts" / "training.pt").exists()
     with pytest.raises(UserError, match="exists already"):
-        train.train(tmp_path / "parts", steps=STEPS)
+        train.train(tmp_path / "parts", steps=STEPS, threads=1)
 
 
 @pytest.mark.parametrize("shape", [(128, 256), (256, 128), (128, 128)])
