@@ -10,7 +10,7 @@ from engines.errors import UserError
 
 
 def load_suite(suite: str, n: int, seed: int) -> list[Item]:
-    """``micro`` generates ``n`` held-out items from ``seed``; a path reads the first ``n`` of a JSONL file."""
+    """``micro`` generates ``n`` held-out items from ``seed``; a path reads that many of a JSONL file."""
     if suite == "micro":
         return generate("test", n, seed)
     path = Path(suite)
