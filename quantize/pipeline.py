@@ -20,7 +20,7 @@ from engines.artifact import canonical_digest, hash_file
 from engines.checkpoint import Checkpoint
 from engines.errors import UserError
 from engines.processor import Processor
-from quantize.calibration import prepare, read_samples, receipt
+from quantize.calibration import Sample, prepare, read_samples, receipt
 from quantize.capture import capture
 from quantize.layers import LINEARS, Decoder, add_deepstack, layer_prefix, load_layer
 from quantize.methods import quantize_layer, relative_errors
@@ -68,13 +68,15 @@ def quantize_checkpoint(
     source = Checkpoint.open(checkpoint)
     _check(source, method, group_size, format)
     settings = {"method": method, "group_size": group_size, "damping": damping, "version": VERSION}
-    inputs = {path.name: hash_file(path).sha256 for path in (*source.files(), Path(calibration))}
+    samples = read_samples(calibration)
+    inputs = {path.name: hash_file(path).sha256 for path in source.files()}
+    inputs["calibration"] = hash_file(Path(calibration)).sha256
     work_dir = Path(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work_dir / "lock", timeout=0):
             work = Work(work_dir / canonical_digest(settings | inputs).removeprefix("sha256:")[:16])
-            seen = _quantize_layers(source, work, Path(calibration), settings, report)
+            seen = _quantize_layers(source, work, Path(calibration), samples, settings, report)
             summary = _summary(settings, format, source, work, seen)
             report("write", 0, 1)
             write_checkpoint(
@@ -113,13 +115,17 @@ def _check(source: Checkpoint, method: str, group_size: int, layout: str) -> Non
 
 
 def _quantize_layers(
-    source: Checkpoint, work: Work, calibration: Path, settings: dict[str, Any], report: Progress
+    source: Checkpoint,
+    work: Work,
+    calibration: Path,
+    samples: list[Sample],
+    settings: dict[str, Any],
+    report: Progress,
 ) -> dict[str, Any]:
     """Quantises the layers that are not in the work folder yet; returns the calibration receipt."""
     layers = source.config.text.num_hidden_layers
     done = work.layers_done(layers)
     if done is None:
-        samples = read_samples(calibration)
         prompts = prepare(samples, Processor.load(source.path))
         activations = capture(source, prompts, lambda count: report("calibrate", count, len(prompts)))
         work.start(activations, receipt(calibration, samples, prompts, len(activations.visual)))
