@@ -84,7 +84,7 @@ def encode(processor: Processor, text: str) -> list[int]:
 
 
 def test_ends_at_an_end_token(processor: Processor) -> None:
-    (end,) = processor.config.eos_token_ids
+    end = processor.config.eos_token_ids[0]
     ids = encode(processor, "count 3")
     chunks = run(processor, [*ids, end, 5, 6], 50)
     assert [chunk.token_id for chunk in chunks] == [*ids, end]
@@ -134,7 +134,8 @@ def test_text_stream_equals_decoding_everything(tokenizer: Tokenizer, seed: int)
     random = np.random.default_rng(seed)
     ids = [int(token) for token in random.integers(0, 512, 60)]
     whole = tokenizer.decode(ids)
-    at = int(random.integers(len(whole) - 6))
+    # A stop string of half a character is none: what it would match depends on where decoding pauses.
+    at = int(random.choice([i for i in range(len(whole) - 6) if "�" not in whole[i : i + 4]]))
     stops = [whole[at : at + 4], whole[at + 1 : at + 3], "never said"][seed % 3 :]
     stream = TextStream(tokenizer, stops)
     pieces = []
