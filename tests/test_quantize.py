@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("calibration") / "set.jsonl"
-    write_items(path, generate("calibration", 128, seed=0))
+    write_items(path, generate("calibration", 96, seed=0))
     return path
 
 
@@ -164,13 +164,21 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize(
-    "moment", [("calibrate", 3), ("quantize", 0), ("quantize", 3), ("write", 0), ("write", 1)]
+    ("method", "moment"),
+    [
+        ("rtn", ("calibrate", 3)),
+        ("rtn", ("quantize", 0)),
+        ("awq", ("quantize", 3)),
+        ("rtn", ("write", 0)),
+        ("rtn", ("write", 1)),
+    ],
 )
 def test_an_interrupted_run_ends_with_the_same_bytes(
     micro_checkpoint: Path,
     quantized: dict[str, Path],
     calibration: Path,
     tmp_path: Path,
+    method: str,
     moment: tuple[str, int],
 ) -> None:
     steps: list[tuple[str, int]] = []
@@ -180,16 +188,16 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
             raise StopError
 
     with pytest.raises(StopError):
-        run(micro_checkpoint, tmp_path / "out", calibration, method="awq", progress=stop)
+        run(micro_checkpoint, tmp_path / "out", calibration, method=method, progress=stop)
     shutil.rmtree(tmp_path / "out", ignore_errors=moment != ("write", 1))
     run(
         micro_checkpoint,
         tmp_path / "out",
         calibration,
-        method="awq",
+        method=method,
         progress=lambda step, done, total: steps.append((step, done)),
     )
-    assert contents(tmp_path / "out") == contents(quantized["awq"])
+    assert contents(tmp_path / "out") == contents(quantized[method])
     if moment != ("calibrate", 3):  # finished layers are not done again
         assert steps[0] == ("quantize", moment[1] if moment[0] == "quantize" else 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.work"]
