@@ -16,7 +16,7 @@ from build.stages import kv_cache_bytes
 from engines.config import ModelConfig
 
 # Footprint of a process before any weight is loaded.
-RUNTIME_BYTES = {"transformers": 650_000_000, "onnxruntime": 130_000_000}
+RUNTIME_BYTES = {"transformers": 425_000_000, "onnxruntime": 95_000_000}
 START_SECONDS = {
     "checkpoint": 0.1,
     "items": 2.0,
