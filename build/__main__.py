@@ -59,9 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
+        where = error.filename or getattr(options, "out", "a file")
+        told = f"error: {where}: {error.strerror or error}"
         print(
-            f"error: cannot use{where}: {error.strerror or error}; nothing already built was changed",
+            f"{told}; nothing already built was lost: mend this and run the same command again",
             file=sys.stderr,
         )
         return 1
