@@ -85,7 +85,7 @@ def relative_errors(
             control = torch.from_numpy(rtn(W, group_size).dequantize())
             size = output_error(W, found.hessian).clamp(min=torch.finfo(torch.float32).tiny)
             errors[name] = {
-                key: float(f"{float((output_error(approximation - W, found.hessian) / size).sqrt()):.6g}")
+                key: float(f"{float((output_error(approximation - W, found.hessian) / size).sqrt()):.4g}")
                 for key, approximation in (("error", quantized.effective[name]), ("rtn_error", control))
             }
     return errors

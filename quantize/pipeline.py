@@ -157,7 +157,7 @@ def _summary(
     layers = [work.errors(index) for index in range(source.config.text.num_hidden_layers)]
 
     def mean(key: str) -> float:
-        return float(f"{np.mean([linear[key] for layer in layers for linear in layer.values()]):.6g}")
+        return float(f"{np.mean([linear[key] for layer in layers for linear in layer.values()]):.4g}")
 
     return {
         "method": settings["method"],
