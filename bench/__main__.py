@@ -1,4 +1,4 @@
-"""`python -m bench`: score, time and compare checkpoints and artifacts; retrain the embedded checkpoint."""
+"""`python -m bench`: score, time and compare checkpoints and artifacts; make the checkpoints to do it on."""
 
 from __future__ import annotations
 
@@ -76,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
     )
     micro.add_argument("--threads", type=_positive, default=2, metavar="N", help="default 2")
     micro.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+    shape = commands.add_parser("shape", help="write a random checkpoint of a real model's shape")
+    shape.add_argument("shape", metavar="SHAPE", help="qwen3-vl-2b")
+    shape.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write, new")
+    shape.add_argument("--seed", type=int, default=0, metavar="S", help="of the weights; default 0")
+    shape.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return top
 
 

@@ -133,6 +133,23 @@ def micro(options: Namespace) -> int:
     return 0
 
 
+def shape(options: Namespace) -> int:
+    """A random checkpoint of a real model's shape."""
+    from bench.shape import SHAPES, write_shape
+
+    if options.shape not in SHAPES:
+        raise UserError(f"no shape {options.shape!r}: expected one of {', '.join(SHAPES)}")
+    if options.seed < 0:
+        raise UserError(f"seed is {options.seed}: expected 0 or more")
+    progress = _progress(f"{options.out} bytes")
+    found = write_shape(options.out, SHAPES[options.shape], seed=options.seed, progress=progress)
+    shown = Table("shape", "parameters", "weights", "path", box=None, header_style="bold")
+    size = human_size(found["bytes"])
+    shown.add_row(options.shape, f"{found['parameters']:,}", size, str(options.out))
+    _show(shown, {"out": str(options.out), "shape": options.shape, **found}, options)
+    return 0
+
+
 def gate_table(judged: Gate) -> Table:
     """Every check, then every task, as a terminal shows them."""
     shown = Table("", "check", "A", "B", "difference", "interval", "limit", "", box=None, header_style="bold")

@@ -1,4 +1,4 @@
-"""Reads the safetensors format by mmap (https://github.com/huggingface/safetensors#format).
+"""The safetensors format (https://github.com/huggingface/safetensors#format): read by mmap, streamed out.
 
 The library's numpy front copies every tensor and knows no bfloat16; here tensors are views of the file.
 """
@@ -6,6 +6,8 @@ The library's numpy front copies every tensor and knows no bfloat16; here tensor
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +67,39 @@ def _view(data: NDArray[np.uint8], entry: dict[str, Any]) -> NDArray[Any]:
     begin, end = entry["data_offsets"]
     tensor: NDArray[Any] = data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensor
+
+
+def stream_safetensors(
+    path: Path,
+    layout: Mapping[str, tuple[Any, tuple[int, ...]]],
+    blocks: Callable[[str], Iterable[NDArray[Any]]],
+) -> None:
+    """Writes a file tensor by tensor; it appears under its name when it is complete.
+
+    Args:
+        layout: element type and shape of each tensor. Wider types come first in the file, so that every
+            tensor lies aligned to its own size.
+        blocks: gives a tensor's consecutive parts by its name; no more than one is held at a time.
+
+    Raises ValueError when the blocks of a tensor are not as many bytes as its layout says.
+
+    """
+    types = {np.dtype(kind): name for name, kind in DTYPES.items()}
+    names = sorted(layout, key=lambda name: (-np.dtype(layout[name][0]).itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        dtype, shape = np.dtype(layout[name][0]), layout[name][1]
+        begin, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": types[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            for block in blocks(name):
+                file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+            if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
+                raise ValueError(f"{name}: its blocks are not the {layout[name]} promised")
+    partial.replace(path)
