@@ -27,17 +27,26 @@ class Cache:
     capacity: int
     state: Any
 
-    def check_decode(self, tokens: NDArray[np.int64]) -> None:
-        """UserError unless there is one token for each sequence and room for it."""
-        if tokens.shape != self.lengths.shape:
-            raise UserError(f"{tokens.shape} tokens for {len(self.lengths)} cached sequences: give one each")
-        if self.lengths.max() >= self.capacity:
+    def check_extend(self, tokens: NDArray[np.int64]) -> None:
+        """UserError unless `tokens` are int64 [B, S], at least one for each sequence, with room for them."""
+        if tokens.ndim != 2 or len(tokens) != len(self.lengths) or not tokens.size:
+            raise UserError(
+                f"tokens {tokens.shape} for {len(self.lengths)} cached sequences: one or more for each"
+            )
+        if self.lengths.max() + tokens.shape[1] > self.capacity:
             raise UserError(f"the cache is full at {self.capacity} tokens: prefill with a larger capacity")
 
-    def advance(self) -> None:
-        """Count one more token in every sequence."""
-        self.lengths += 1
-        self.positions += 1
+    def advance(self, count: int) -> None:
+        """Count `count` more tokens in every sequence."""
+        self.lengths += count
+        self.positions += count
+
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` tokens of every sequence, which extend or decode appended.
+
+        Sessions read no keys and values beyond the lengths, and overwrite them next.
+        """
+        self.advance(-count)
 
 
 def check_prefill(prompts: Sequence[Inputs], capacity: int, keep: int, config: ModelConfig) -> None:

@@ -30,6 +30,14 @@ class Bound:
     keys_values: dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class State:
+    """Keys and values of every layer, and the arrays bound to them by the number of new tokens."""
+
+    keys_values: dict[str, Any]
+    steps: dict[int, Bound]
+
+
 class OnnxSession:
     """A Session over vision.onnx and decoder.onnx."""
 
@@ -75,23 +83,34 @@ class OnnxSession:
             self._fill(arrays, prompts, vision, start, stop)
             self._decoder.run_with_iobinding(self._bind(arrays, keys_values).binding)
             kept[sequence, slot] = arrays["logits"]
-        step = self._bind(self._arrays(len(prompts), 1, len(prompts)), keys_values)
-        step.arrays["logit_rows"][:] = np.arange(len(prompts))
-        step.arrays["query_seqlens"][:] = 1
         positions = np.array([prompt.next_position for prompt in prompts])
-        return kept, Cache(lengths, positions, capacity, step)
+        return kept, Cache(lengths, positions, capacity, State(keys_values, {}))
+
+    def extend(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
+        """See Session.extend."""
+        cache.check_extend(tokens)
+        batch, size = tokens.shape
+        step = self._step(cache.state, batch, size)
+        step.arrays["inputs_embeds"][:] = self._embedding[tokens]
+        step.arrays["position_ids"][:] = cache.positions[:, None] + np.arange(size)
+        step.arrays["seqlens_k"][:] = cache.lengths + size - 1
+        step.arrays["total_length"][...] = cache.lengths.max() + size
+        self._decoder.run_with_iobinding(step.binding)
+        cache.advance(size)
+        return step.arrays["logits"].reshape(batch, size, -1).copy()
 
     def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
         """See Session.decode."""
-        cache.check_decode(tokens)
-        step: Bound = cache.state
-        step.arrays["inputs_embeds"][:, 0] = self._embedding[tokens]
-        step.arrays["position_ids"][:, :, 0] = cache.positions
-        step.arrays["seqlens_k"][:] = cache.lengths
-        step.arrays["total_length"][...] = cache.lengths.max() + 1
-        self._decoder.run_with_iobinding(step.binding)
-        cache.advance()
-        return step.arrays["logits"].copy()
+        return self.extend(tokens[:, None], cache)[:, 0]
+
+    def _step(self, state: State, batch: int, size: int) -> Bound:
+        """The arrays of a step of `size` tokens; made once for each size, so that no step allocates."""
+        if size not in state.steps:
+            arrays = self._arrays(batch, size, batch * size)
+            arrays["logit_rows"][:] = np.arange(batch * size)
+            arrays["query_seqlens"][:] = size
+            state.steps[size] = self._bind(arrays, state.keys_values)
+        return state.steps[size]
 
     def _fill(
         self,

@@ -74,18 +74,26 @@ class ReferenceSession:
         cache_positions = lengths + deltas[:, 0].numpy()
         return logits, Cache(lengths, cache_positions, capacity, State(past, tokens["attention_mask"]))
 
+    def extend(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
+        """See Session.extend."""
+        cache.check_extend(tokens)
+        state, size, held = cache.state, tokens.shape[1], int(cache.lengths.max())
+        state.past.crop(held - state.mask.shape[1])  # minus what was rewound
+        state.mask = torch.nn.functional.pad(state.mask[:, :held], (0, size), value=1)
+        positions = torch.from_numpy(np.tile(cache.positions[:, None] + np.arange(size), (3, 1, 1)))
+        logits, state.past = self._run(
+            positions,
+            size,
+            input_ids=torch.from_numpy(tokens),
+            attention_mask=state.mask,
+            past_key_values=state.past,
+        )
+        cache.advance(size)
+        return logits
+
     def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
         """See Session.decode."""
-        cache.check_decode(tokens)
-        state: State = cache.state
-        state.mask = torch.nn.functional.pad(state.mask, (0, 1), value=1)
-        positions = torch.from_numpy(np.tile(cache.positions[:, None], (3, 1, 1)))
-        ids = torch.from_numpy(tokens[:, None])
-        logits, state.past = self._run(
-            positions, 1, input_ids=ids, attention_mask=state.mask, past_key_values=state.past
-        )
-        cache.advance()
-        return logits[:, 0]
+        return self.extend(tokens[:, None], cache)[:, 0]
 
     def _run(self, positions: torch.Tensor, keep: int, **inputs: Any) -> tuple[NDArray[np.float32], Any]:
         """Logits f32 [B, keep, V] and the cache, for mRoPE positions [3, B, S]."""

@@ -29,6 +29,12 @@ class Session(Protocol):
         Raises UserError when a prompt does not fit the capacity or the capacity not the model.
         """
 
+    def extend(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
+        """Append text tokens int64 [B, S], S to each sequence; logits f32 [B, S, V] of what follows each.
+
+        cache.rewind takes them back. Raises UserError when they do not fit the cache.
+        """
+
     def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
         """Append tokens int64 [B], one to each sequence; logits f32 [B, V] of what follows them."""
 

@@ -26,6 +26,7 @@ class TableSession:
         self.config: Any = SimpleNamespace(eos_token_ids=(END,), text=text)
         self.batches: list[list[int]] = []
         self.decoded = 0
+        self.extended: list[int] = []
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
@@ -37,11 +38,15 @@ class TableSession:
         logits = np.stack([self.table[prompt.input_ids[-keep:]] for prompt in prompts])
         return logits, Cache(lengths, lengths.copy(), capacity, None)
 
-    def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
-        cache.check_decode(tokens)
-        cache.advance()
-        self.decoded += 1
+    def extend(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
+        cache.check_extend(tokens)
+        cache.advance(tokens.shape[1])
+        self.extended.append(tokens.shape[1])
         return self.table[tokens]
+
+    def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
+        self.decoded += 1
+        return self.extend(tokens[:, None], cache)[:, 0]
 
 
 class NumberProcessor:

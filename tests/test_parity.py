@@ -174,6 +174,17 @@ def test_prefill_in_chunks_equals_transformers(model: Model, session: OnnxSessio
     assert_equal(follow(session, [cases(model.processor)["two images"]])[0], model.expected["two images"])
 
 
+@pytest.mark.parametrize("case", ["text", "two images", "image and video"])
+def test_several_tokens_at_once_equal_transformers(model: Model, session: OnnxSession, case: str) -> None:
+    prompt, expected = cases(model.processor)[case], model.expected[case]
+    logits, cache = session.prefill([prompt], capacity=len(expected) + 1, keep=len(expected) - STEPS)
+    tokens = expected[-STEPS - 1 : -1].argmax(-1)
+    draft = session.extend(np.append(tokens[0], 1 - tokens[1:] % 2)[None], cache)  # only its first is right
+    cache.rewind(len(tokens) - 1)
+    rest = session.extend(tokens[None, 1:], cache)
+    assert_equal(np.concatenate([logits[0], draft[0, :1], rest[0]]), expected)
+
+
 @pytest.mark.parametrize(
     ("pair", "chunk"), [(("text", "image and video"), 512), (("two images", "one image"), 18)]
 )
