@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ZERO_POINT = 8
+ROWS = 8192  # rounded at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,3 +51,23 @@ class Int4:
         grouped -= ZERO_POINT
         grouped *= self.scales.astype(np.float32)[:, :, None]
         return grouped.reshape(rows, columns)
+
+
+def nearest(weight: NDArray[np.floating], group_size: int) -> Int4:
+    """`weight` [N, K] with every value rounded to the nearest code; scales float16.
+
+    The largest value of a group gets the code 0, the only one without a negative: the scale takes the sign
+    that makes this so, and no code is wasted.
+    """
+    rows, columns = weight.shape
+    codes = np.empty((rows, columns // group_size, group_size), np.uint8)
+    scales = np.empty(codes.shape[:2], np.float16)
+    for start in range(0, rows, ROWS):
+        part = slice(start, start + ROWS)
+        groups = weight[part].astype(np.float32).reshape(-1, columns // group_size, group_size)
+        low, high = groups.min(-1), groups.max(-1)
+        scales[part] = np.where(high > -low, high, low) / -ZERO_POINT
+        steps = scales[part].astype(np.float32)[:, :, None]
+        exact = np.divide(groups, steps, out=np.zeros_like(groups), where=steps != 0)
+        codes[part] = np.clip(np.rint(exact) + ZERO_POINT, 0, 15)
+    return Int4(codes.reshape(rows, columns), scales, group_size)

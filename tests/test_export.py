@@ -109,10 +109,15 @@ def test_int4_graph_computes_what_its_codes_say(int4_pair: tuple[Path, Path], tm
     def logits(name: str) -> Any:
         return OnnxSession(tmp_path / name, threads=1).prefill([prompt], capacity=8, keep=6)[0]
 
-    expected = logits("dense")
-    scale = np.linalg.norm(expected)
-    assert np.linalg.norm(logits("exact") - expected) <= 1e-5 * scale
-    assert 1e-5 * scale < np.linalg.norm(logits("fast") - expected) <= 0.03 * scale
+    expected, exact = logits("dense"), logits("exact")
+    best = np.argsort(-expected, axis=-1)[..., :16]
+    wanted, found, fast = (np.take_along_axis(x, best, -1) for x in (expected, exact, logits("fast")))
+    scale = np.linalg.norm(wanted)
+    assert np.linalg.norm(found - wanted) <= 1e-5 * scale
+    assert 1e-5 * scale < np.linalg.norm(fast - wanted) <= 0.03 * scale
+    # The tail comes from a head in 4 bits: close, and never ahead of the best.
+    assert 1e-3 < np.linalg.norm(exact - expected) / np.linalg.norm(expected) < 0.15
+    assert (exact.argmax(-1) == expected.argmax(-1)).all()
 
 
 def test_int4_weights_stay_4_bits(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -122,8 +127,9 @@ def test_int4_weights_stay_4_bits(int4_pair: tuple[Path, Path], tmp_path: Path) 
         {a.name: a.i for a in node.attribute} for node in graph.node if node.op_type == "MatMulNBits"
     ]
     layers = Checkpoint.open(int4_pair[0]).config.text.num_hidden_layers
-    assert len(attributes) == 7 * layers
-    assert {(a["bits"], a["block_size"], a["accuracy_level"]) for a in attributes} == {(4, 32, 4)}
+    assert len(attributes) == 7 * layers + 1
+    assert {(a["bits"], a["accuracy_level"]) for a in attributes} == {(4, 4)}
+    assert sorted(a["block_size"] for a in attributes) == [32] * 7 * layers + [128]
     codes = [t for t in graph.initializer if t.name.endswith(".codes")]
     assert all(t.data_type == onnx.TensorProto.UINT8 for t in codes)
     assert sum(np.prod(t.dims) for t in codes) == sum(a["N"] * a["K"] // 2 for a in attributes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from engines.int4 import Int4
+from engines.int4 import Int4, nearest
 
 
 def test_hand_worked_matrix() -> None:
@@ -50,3 +52,22 @@ GOOD: dict[str, Any] = {
 def test_refuses_inconsistent_parts(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Int4(**{**GOOD, **changes})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+def test_nearest_by_hand(dtype: npt.DTypeLike) -> None:
+    weight = np.array([[-8, 7, 0.4, 0.6, 2, 1, 0, -1], [16, -14, 2, 0, 0, 0, 0, 0]], dtype)
+    found = nearest(weight, 4)
+    assert found.scales.tolist() == [[1, -0.25], [-2, 0]]
+    assert found.codes.tolist() == [[0, 15, 8, 9, 0, 4, 8, 12], [0, 15, 7, 8, 8, 8, 8, 8]]
+    assert found.dequantize().tolist() == [[-8, 7, 0, 1, 2, 1, 0, -1], [16, -14, 2, 0, 0, 0, 0, 0]]
+
+
+def test_nearest_is_within_half_a_step() -> None:
+    weight = np.random.default_rng(0).standard_normal((9000, 32)).astype(np.float32)
+    found = nearest(weight, 16)
+    # A value as large as the largest, of the other sign, has no code of its own: it may miss by a whole step.
+    steps = np.abs(found.scales.astype(np.float32)).repeat(16, axis=1)
+    error = np.abs(found.dequantize() - weight) / steps
+    assert error.max() < 1.01
+    assert (error > 0.501).mean() < 0.03

@@ -83,15 +83,20 @@ class Graph:
         """A norm's scale or a bias: kept in fp32, which holds every 16-bit value exactly."""
         return self.initializer(name, np.asarray(array, np.float32))
 
-    def matrix(self, name: str, array: Array, file: Path | None = None) -> str:
-        """A 16-bit weight stays 16-bit on disk; onnxruntime folds the cast once, when it loads the graph.
+    def matrix(self, name: str, array: Array) -> str:
+        """A 16-bit weight stays 16-bit on disk; onnxruntime folds the cast once, when it loads the graph."""
+        return self.widened(self.stored(name, array))
 
-        file: a sibling of the graph that already holds exactly these bytes.
-        """
-        stored = self.initializer(name, storable(array, name), file)
-        if self.initializers[stored].data_type == TensorProto.FLOAT:
-            return stored
-        return self.op("Cast", [stored], name=f"{name}.fp32", to=TensorProto.FLOAT)
+    def stored(self, name: str, array: Array, file: Path | None = None) -> str:
+        """A weight in 16 bits. file: a sibling of the graph that already holds exactly these bytes."""
+        return self.initializer(name, storable(array, name), file)
+
+    def widened(self, value: str) -> str:
+        """`value` in fp32."""
+        tensor = self.initializers.get(value)
+        if tensor is not None and tensor.data_type == TensorProto.FLOAT:
+            return value
+        return self.op("Cast", [value], name=f"{value}.fp32", to=TensorProto.FLOAT)
 
     def linear(self, name: str, x: str, weight: Array | Int4, bias: Array | None = None) -> str:
         """x @ weight.T (+ bias) for a weight [N, K]; Int4 weights go to MatMulNBits."""

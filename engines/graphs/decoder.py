@@ -24,6 +24,7 @@ import numpy.typing as npt
 from engines.checkpoint import Checkpoint
 from engines.config import TextConfig
 from engines.graphs.builder import MICROSOFT, Graph
+from engines.graphs.head import head
 from engines.onnx_files import EmbeddingTable
 
 MODEL = "model.language_model"
@@ -57,7 +58,8 @@ def _decoder(graph: Graph, checkpoint: Checkpoint, embedding: EmbeddingTable) ->
         update = _mlp(graph, checkpoint, f"{prefix}.mlp", x)
         if layer < len(deepstack):
             update = graph.op("Add", [update, deepstack[layer]], name=f"{prefix}.deepstack")
-    logits = _head(graph, checkpoint, hidden, update, embedding)
+    x = _last_norm(graph, checkpoint, hidden, update)
+    logits = head(graph, checkpoint, x, embedding)
     graph.output("logits", logits, np.float32, ["R", config.vocab_size])
 
 
@@ -167,18 +169,12 @@ def _linear(graph: Graph, checkpoint: Checkpoint, name: str, x: str) -> str:
     return graph.linear(name, x, checkpoint.weight(name))
 
 
-def _head(graph: Graph, checkpoint: Checkpoint, hidden: str, update: str, embedding: EmbeddingTable) -> str:
-    """Logits of the chosen rows only: one row of a large vocabulary costs as much as several layers."""
-    rows, flat = (
-        graph.input("logit_rows", np.int64, ["R"]),
-        graph.constant([-1, checkpoint.config.text.hidden_size]),
-    )
+def _last_norm(graph: Graph, checkpoint: Checkpoint, hidden: str, update: str) -> str:
+    """The chosen rows only: one row of a large vocabulary costs as much as several layers."""
+    rows = graph.input("logit_rows", np.int64, ["R"])
+    flat = graph.constant([-1, checkpoint.config.text.hidden_size])
     chosen = []
     for name, value in (("hidden", hidden), ("update", update)):
         value = graph.op("Reshape", [value, flat], name=f"head.{name}")
         chosen.append(graph.op("Gather", [value, rows], name=f"head.{name}.rows"))
-    x, _ = _norm(graph, checkpoint, f"{MODEL}.norm", *chosen)
-    if not checkpoint.config.tie_word_embeddings:
-        return _linear(graph, checkpoint, "lm_head", x)
-    weight = graph.matrix("lm_head.weight", embedding, Path(str(embedding.filename)))
-    return graph.op("Gemm", [x, weight], name="lm_head", transB=1)
+    return _norm(graph, checkpoint, f"{MODEL}.norm", *chosen)[0]

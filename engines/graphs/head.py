@@ -1,0 +1,47 @@
+"""The language model's head: logits of a large vocabulary at the price of a small one.
+
+Beside a 4-bit decoder a 16-bit head would be half of the bytes that every token reads. So all logits are
+first computed in 4 bits, then the few that can win once more from the 16-bit rows: the tokens chosen are the
+16-bit head's, and only the tail of the distribution is rounded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines.checkpoint import Checkpoint
+from engines.graphs.builder import Array, Graph
+from engines.int4 import nearest
+from engines.onnx_files import EmbeddingTable
+
+EXACT = 64  # logits of each row that are computed from 16-bit weights
+
+
+def head(graph: Graph, checkpoint: Checkpoint, x: str, embedding: EmbeddingTable) -> str:
+    """Logits [R, V] of x [R, H]. A tied head reads `embedding`, a file beside the graph: no second copy."""
+    tied = checkpoint.config.tie_word_embeddings
+    weight: Array = embedding if tied else checkpoint.tensor("lm_head.weight")
+    file = Path(str(embedding.filename)) if tied else None
+    stored = graph.stored("lm_head.weight", weight, file)
+    if not checkpoint.quantization:
+        return graph.op("Gemm", [x, graph.widened(stored)], name="lm_head", transB=1)
+    rounded = graph.linear("lm_head", x, nearest(weight, group_size(weight.shape[1])))
+    return _exact(graph, x, rounded, stored, min(EXACT, len(weight)))
+
+
+def group_size(columns: int) -> int:
+    """The largest power of two up to 128 that divides the columns."""
+    return min(128, columns & -columns)
+
+
+def _exact(graph: Graph, x: str, logits: str, weight: str, count: int) -> str:
+    """`logits` with the `count` largest of each row computed again from the 16-bit rows of `weight`."""
+    best = graph.ops("TopK", [logits, graph.constant([count])], ["head.best.rounded", "head.best"], sorted=0)[
+        1
+    ]
+    rows = graph.widened(graph.op("Gather", [weight, best], name="head.best.weight"))
+    last = graph.constant([2])
+    column = graph.op("Unsqueeze", [x, last], name="head.column")
+    products = graph.op("MatMul", [rows, column], name="head.best.products")
+    exact = graph.op("Squeeze", [products, last], name="head.best.logits")
+    return graph.op("ScatterElements", [logits, best, exact], name="head.logits", axis=1)
