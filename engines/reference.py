@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import CompressedTensorsConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.utils import logging
 
 from engines.cache import Cache, check_prefill
 from engines.checkpoint import Checkpoint
-from engines.config import read_json
 from engines.errors import UserError
 from engines.processor import Inputs
+from engines.weights import assign
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,8 +39,8 @@ class ReferenceSession:
         """Load the checkpoint in `directory`; UserError when transformers cannot.
 
         dtype: float32, bfloat16 or float16; by default the one the checkpoint is stored in, where this CPU
-        multiplies in it (see compute_dtype). threads: torch's, for the whole process. Weights in
-        compressed-tensors' 4 bits are unpacked to dtype.
+        multiplies in it (see compute_dtype). threads: torch's, for the whole process. Weights stay in
+        memory as they are stored, 4-bit ones as a byte to a code.
         """
         if dtype not in (None, *DTYPES):
             raise UserError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
@@ -49,7 +49,7 @@ class ReferenceSession:
         self.config = checkpoint.config
         if threads:
             torch.set_num_threads(threads)
-        self.model = _load(checkpoint, dtype)
+        self.model = _load(checkpoint, getattr(torch, dtype or compute_dtype(checkpoint)))
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
@@ -117,30 +117,22 @@ def _media(prompts: Sequence[Inputs]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _load(checkpoint: Checkpoint, dtype: str | None) -> Any:
-    options: dict[str, Any] = {}
-    if checkpoint.quantization:
-        if (method := checkpoint.quantization.method) != "compressed-tensors":
-            raise UserError(
-                f"{checkpoint.path} holds {method} weights: transformers on a CPU runs none but "
-                "compressed-tensors, export it to ONNX instead"
-            )
-        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     with _quiet():
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
-            checkpoint.path, dtype=dtype or compute_dtype(checkpoint.path), local_files_only=True, **options
-        )
-    return model.eval()
+        config = Qwen3VLConfig.from_pretrained(checkpoint.path, local_files_only=True)
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+    assign(model, checkpoint, dtype)
+    return model
 
 
-def compute_dtype(directory: Path) -> str:
+def compute_dtype(checkpoint: Checkpoint) -> str:
     """The type a checkpoint is stored in if this CPU has instructions for it, else float32.
 
     float32 holds every 16-bit weight exactly. Emulating 16-bit products makes large ones many times slower,
     and a baseline that slow would flatter everything compared with it.
     """
-    data = read_json(directory / "config.json")
-    stored = str(data.get("dtype") or data.get("torch_dtype") or "float32")
+    stored = checkpoint.tensor("model.language_model.norm.weight").dtype.name
     names = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
     found = torch.cpu.get_capabilities()
     return stored if any(found.get(name) for name in names.get(stored, ())) else "float32"

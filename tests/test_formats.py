@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from transformers import CompressedTensorsConfig, Qwen3VLForConditionalGeneration
 
 from bench.micro.tasks import generate
 from bench.tasks import write_items
@@ -134,10 +135,13 @@ def test_config_names_the_layout(
     assert config == json.loads((micro_checkpoint / "config.json").read_text())
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_transformers_loads_the_same_weights_bit_for_bit(layouts: dict[str, Path], dtype: str) -> None:
     checkpoint = Checkpoint.open(layouts["compressed-tensors"])
-    model = ReferenceSession(checkpoint.path, dtype=dtype).model
+    model = Qwen3VLForConditionalGeneration.from_pretrained(
+        checkpoint.path, dtype=dtype, quantization_config=CompressedTensorsConfig(dequantize=True)
+    )
     for name in linear_names(checkpoint):
         loaded = model.get_submodule(name).weight
         assert str(loaded.dtype) == f"torch.{dtype}"
@@ -145,6 +149,18 @@ def test_transformers_loads_the_same_weights_bit_for_bit(layouts: dict[str, Path
         assert np.array_equal(loaded.detach().float().numpy(), int4(checkpoint, name).dequantize())
     norm = f"{LAYER}.input_layernorm.weight"
     assert np.array_equal(model.get_parameter(norm).detach().float().numpy(), checkpoint.tensor(norm))
+
+
+@pytest.mark.parametrize("layout", ["gptq", "awq"])
+def test_reference_runs_every_layout_alike(layouts: dict[str, Path], layout: str) -> None:
+    processor = Processor.load(layouts[layout])
+    prompts = [processor(item.messages) for item in generate("test", 4, seed=3)]
+    capacity = max(len(prompt.input_ids) for prompt in prompts)
+    found, expected = (
+        ReferenceSession(layouts[name], dtype="float32").prefill(prompts, capacity=capacity)[0]
+        for name in (layout, "compressed-tensors")
+    )
+    assert np.array_equal(found, expected)
 
 
 def test_onnx_graphs_give_the_same_greedy_tokens(layouts: dict[str, Path], tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from engines.onnx_session import OnnxSession
 from engines.processor import Inputs, Media
 from engines.reference import ReferenceSession
 from engines.session import Session, open_session
-from tests.checkpoints import edit_json
 from tests.int4_checkpoints import write_int4_pair
 
 
