@@ -18,7 +18,7 @@ from bench.accuracy import Observation, evaluate, summarize, write_observations
 from bench.fidelity import compare as compare_distributions
 from bench.fidelity import record
 from bench.gate import Check, Gate, Limits, Measurements, gate
-from bench.latency import METRICS, Timing, measure, of_arm, table
+from bench.latency import METRICS, Timing, here, measure, of_arm, table
 from bench.latency import summarize as summarize_timings
 from bench.resources import disk_bytes, human_size, peak_memory
 from bench.statistics import median_ratio
@@ -183,7 +183,7 @@ def _timings(
     processor = Processor.load(next(iter(arms.values())))
     opened = sessions or {name: open_session(path, threads=options.threads) for name, path in arms.items()}
     return measure(
-        opened,
+        {name: here(session) for name, session in opened.items()},
         [processor(item.messages) for item in items],
         output_tokens=options.output_tokens,
         repeats=options.repeats,

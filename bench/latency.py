@@ -1,7 +1,8 @@
 """Latency of several variants on the same requests, interleaved so that drift of the machine cancels.
 
 Every arm generates the same number of tokens for each request, whatever it says: one that stops early must
-not look fast. A request is timed from its preprocessed inputs, as preprocessing is the same for all arms.
+not look fast. A request is timed from its preprocessed inputs, as preprocessing is the same for all arms. An
+arm may be a process of its own, timed by its own clock.
 """
 
 from __future__ import annotations
@@ -11,16 +12,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engines.errors import UserError
 
 if TYPE_CHECKING:
     from engines.processor import Inputs
     from engines.session import Session
 
 SETTLE_S = 0.01  # thread pools of the arm before spin for some ms, on the cores the next one needs
+# Answers a request with so many tokens; seconds at its start and after each token.
+Arm = Callable[["Inputs", int], list[float]]
 METRICS = ("ttft_ms", "itl_ms", "e2e_latency_ms", "output_tokens_per_s")
 
 
@@ -40,7 +49,7 @@ class Timing:
 
 
 def measure(
-    sessions: Mapping[str, Session],
+    arms: Mapping[str, Arm],
     requests: Sequence[Inputs],
     *,
     output_tokens: int = 16,
@@ -52,15 +61,15 @@ def measure(
     if output_tokens < 2:
         raise ValueError(f"output_tokens is {output_tokens}; the time between tokens needs at least 2")
     for inputs in requests[:warmup]:
-        for session in sessions.values():
-            _answer(session, inputs, output_tokens)
-    total = len(requests) * repeats * len(sessions)
+        for answer in arms.values():
+            answer(inputs, output_tokens)
+    total = len(requests) * repeats * len(arms)
     timings: list[Timing] = []
     with _no_garbage_collection():
-        for request, repeat, arm in order(list(sessions), len(requests), repeats):
+        for request, repeat, arm in order(list(arms), len(requests), repeats):
             inputs = requests[request]
             time.sleep(SETTLE_S)
-            began, *stamps = _answer(sessions[arm], inputs, output_tokens)
+            began, *stamps = arms[arm](inputs, output_tokens)
             ttft, e2e = (stamps[0] - began) * 1e3, (stamps[-1] - began) * 1e3
             timings.append(
                 Timing(
@@ -119,6 +128,64 @@ def of_arm(timings: Sequence[Timing], arm: str) -> list[Timing]:
 def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:
     p50, p95 = np.quantile(values, [0.5, 0.95])
     return {"p50": float(p50), "p95": float(p95)}
+
+
+def here(session: Session) -> Arm:
+    """The arm of a session in this process."""
+    return partial(_answer, session)
+
+
+@contextmanager
+def in_a_process(directory: Path) -> Iterator[Arm]:
+    """The arm of a checkpoint or artifact opened in a process of its own, which ends with the context.
+
+    Raises UserError when it cannot be opened, and when the process dies.
+    """
+    context = get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(directory, theirs), daemon=True)
+    process.start()
+    theirs.close()
+
+    def receive() -> Any:
+        try:
+            return pipe.recv()
+        except (EOFError, ConnectionError):
+            process.join()
+            raise UserError(
+                f"{directory}: its process ended with code {process.exitcode}, likely out of memory"
+            ) from None
+
+    def answer(inputs: Inputs, output_tokens: int) -> list[float]:
+        pipe.send((inputs, output_tokens))
+        stamps: list[float] = receive()
+        return stamps
+
+    try:
+        if problem := receive():
+            raise UserError(problem)
+        yield answer
+    finally:
+        pipe.close()
+        process.join()
+
+
+def _serve(directory: Path, pipe: Connection) -> None:
+    """An arm's process: what is wrong with the folder, or None; then stamps for every request."""
+    from engines.session import open_session
+
+    try:
+        session = open_session(directory)
+    except UserError as error:
+        return pipe.send(str(error))
+    pipe.send(None)
+    with _no_garbage_collection():
+        while True:
+            try:
+                inputs, output_tokens = pipe.recv()
+            except EOFError:
+                return None
+            pipe.send(_answer(session, inputs, output_tokens))
 
 
 def _answer(session: Session, inputs: Inputs, output_tokens: int) -> list[float]:

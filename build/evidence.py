@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from bench.accuracy import read_observations
 from bench.fidelity import Fidelity
 from bench.gate import gate
-from bench.latency import Timing, measure, of_arm
+from bench.latency import Timing, in_a_process, measure, of_arm
 from bench.verdict import Gate, Measurements
 from build.console import Console
 from build.recipe import MADE_FROM, Recipe, runs_in_onnxruntime
@@ -44,21 +45,21 @@ class Built:
 
 
 def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing]:
-    """Latency of the baseline and of every variant with an engine of its own: same requests, in turn."""
+    """Latency of the baseline and of every variant with an engine of its own: same requests, in turn.
+
+    Each runs in a process of its own: this one holds none, and none inherits another's memory or threads.
+    """
     from bench.tasks import read_items
     from engines.processor import Processor
-    from engines.session import open_session
 
     arms = [variant for variant in built.artifacts if variant == "fp16" or runs_in_onnxruntime(variant)]
     items = read_items(built.items.path / "items.jsonl")
     processor = Processor.load(built.artifacts["fp16"].path)
     requests = [processor(item.messages) for item in items[: recipe.latency.requests]]
-    sessions = {arm: open_session(built.artifacts[arm].path) for arm in arms}
     console.say(f"latency: {len(requests)} requests x {recipe.latency.repeats} for each of {', '.join(arms)}")
-    with console.progress("latency") as progress:
-        return measure(
-            sessions, requests, **recipe.latency.model_dump(exclude={"requests"}), progress=progress
-        )
+    with ExitStack() as processes, console.progress("latency") as progress:
+        opened = {arm: processes.enter_context(in_a_process(built.artifacts[arm].path)) for arm in arms}
+        return measure(opened, requests, **recipe.latency.model_dump(exclude={"requests"}), progress=progress)
 
 
 def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> Gate:

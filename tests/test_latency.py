@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from bench import latency
-from bench.latency import Timing, measure, of_arm, order, summarize, table
+from bench.latency import Arm, Timing, here, in_a_process, measure, of_arm, order, summarize, table
 from bench.records import read_records, write_records
 from engines.errors import UserError
+from engines.processor import Processor
 from tests.fakes import END, NumberProcessor, TableSession, chain
 
 ARMS = ["a", "b", "c"]
@@ -27,6 +29,10 @@ def requests(n: int) -> list[Any]:
 def sessions(arms: list[str] = ARMS) -> dict[str, Any]:
     """All of them end their answer at once."""
     return {arm: TableSession(chain([END] * 4)) for arm in arms}
+
+
+def arms(models: dict[str, Any]) -> dict[str, Arm]:
+    return {arm: here(session) for arm, session in models.items()}
 
 
 def test_order_is_mirrored_and_rotated() -> None:
@@ -45,7 +51,7 @@ def test_every_arm_has_every_place_equally_often() -> None:
 
 def test_all_arms_do_equal_work_past_the_end_of_the_answer() -> None:
     models = sessions()
-    rows = measure(models, requests(4), output_tokens=5, repeats=3, warmup=2)
+    rows = measure(arms(models), requests(4), output_tokens=5, repeats=3, warmup=2)
     assert len(rows) == 3 * 4 * 3
     assert {row.output_tokens for row in rows} == {5}
     for session in models.values():
@@ -59,7 +65,7 @@ def test_figures_follow_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that counts 0, 1, 4, 9, 16 ... ms: first token after 1, then 3, 5, 7."""
     ticks = iter(i * i / 1e3 for i in range(1000))
     monkeypatch.setattr(latency.time, "perf_counter", lambda: next(ticks))
-    row = measure(sessions(["a"]), requests(1), output_tokens=4, repeats=1, warmup=0)[0]
+    row = measure(arms(sessions(["a"])), requests(1), output_tokens=4, repeats=1, warmup=0)[0]
     assert (row.ttft_ms, row.itl_ms, row.e2e_latency_ms) == pytest.approx((1, 5, 16))
     assert row.output_tokens_per_s == pytest.approx(4 / 0.016)
     assert row.prompt_tokens == 3
@@ -68,7 +74,10 @@ def test_figures_follow_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_garbage_is_left_alone_while_measuring_and_collected_again_after() -> None:
     seen: list[bool] = []
     measure(
-        sessions(), requests(1), output_tokens=2, progress=lambda done, total: seen.append(gc.isenabled())
+        arms(sessions()),
+        requests(1),
+        output_tokens=2,
+        progress=lambda done, total: seen.append(gc.isenabled()),
     )
     assert seen == [False] * 6
     assert gc.isenabled()
@@ -76,13 +85,13 @@ def test_garbage_is_left_alone_while_measuring_and_collected_again_after() -> No
 
 def test_progress_counts_to_the_end() -> None:
     seen: list[tuple[int, int]] = []
-    measure(sessions(["a"]), requests(2), output_tokens=2, progress=lambda *at: seen.append(at))
+    measure(arms(sessions(["a"])), requests(2), output_tokens=2, progress=lambda *at: seen.append(at))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_one_token_has_no_time_between_tokens() -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        measure(sessions(), requests(1), output_tokens=1)
+        measure(arms(sessions()), requests(1), output_tokens=1)
 
 
 def rows() -> list[Timing]:
@@ -116,3 +125,26 @@ def test_timings_come_back(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"arm": "a"}\n')
     with pytest.raises(UserError, match=r"t\.jsonl:1: request"):
         read_records(tmp_path / "t.jsonl", Timing)
+
+
+def test_an_arm_in_a_process_of_its_own_answers_as_one_here(micro_checkpoint: Path) -> None:
+    inputs = Processor.load(micro_checkpoint)([{"role": "user", "content": "Code of Zafolo?"}])
+    with in_a_process(micro_checkpoint) as answer:
+        rows = measure({"a": answer}, [inputs], output_tokens=3, repeats=2, warmup=1)
+        assert multiprocessing.active_children()
+    assert [(row.prompt_tokens, row.output_tokens) for row in rows] == [(len(inputs.input_ids), 3)] * 2
+    assert all(0 < row.ttft_ms < row.e2e_latency_ms for row in rows)
+    assert not multiprocessing.active_children()
+
+
+def test_an_arm_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has neither"), in_a_process(tmp_path):
+        pass
+
+
+def test_an_arm_that_dies_is_told_of(micro_checkpoint: Path) -> None:
+    inputs = Processor.load(micro_checkpoint)([{"role": "user", "content": "Code of Zafolo?"}])
+    with in_a_process(micro_checkpoint) as answer:
+        multiprocessing.active_children()[0].kill()
+        with pytest.raises(UserError, match="ended with code -9"):
+            answer(inputs, 2)
