@@ -69,6 +69,28 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--batch", type=_positive, default=1, metavar="N", help="for peak memory; default 1")
 
+    peers = commands.add_parser("peers", help="measure an INT4 artifact beside other engines on a CPU")
+    peers.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="what the artifacts were made from"
+    )
+    peers.add_argument(
+        "--artifact", type=Path, nargs="+", required=True, metavar="DIR", help="ratios are to the first"
+    )
+    peers.add_argument("--only", nargs="+", default=[], metavar="PEER", help="beginnings of peers' names")
+    peers.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
+    peers.add_argument("--threads", type=_positive, metavar="N", help="default one for each core")
+    peers.add_argument(
+        "--envs",
+        type=Path,
+        default=Path("artifacts/.peers"),
+        metavar="DIR",
+        help="keeps environments and converted models; default artifacts/.peers",
+    )
+    peers.add_argument(
+        "-o", "--out", type=Path, default=Path("docs/results"), metavar="DIR", help="default docs/results"
+    )
+    peers.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
     micro = commands.add_parser("micro", help="train the embedded checkpoint again")
     micro.add_argument("-o", "--out", type=Path, default=Path("micro-checkpoint"), metavar="DIR")
     micro.add_argument(

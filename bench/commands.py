@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -118,6 +119,31 @@ def compare(options: Namespace) -> int:
             f"{fidelity.answer_flip_rate:.1%} of answers flipped"
         )
     return EXIT[judged.verdict]
+
+
+def peers(options: Namespace) -> int:
+    """Our artifacts beside other engines; the table is also written."""
+    from bench.peers.comparison import compare as compare_engines
+    from bench.peers.table import COLUMNS, cells
+
+    found = compare_engines(
+        options.checkpoint,
+        options.artifact,
+        only=options.only,
+        folder=options.envs,
+        rounds=options.rounds,
+        threads=options.threads or os.cpu_count() or 1,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    shown = Table(*COLUMNS, box=None, header_style="bold")
+    for row in found.rows:
+        shown.add_row(*cells(row))
+    for name, reason in found.problems.items():
+        print(f"{name} not measured: {reason}", file=sys.stderr)
+    written = [str(path) for path in found.write(options.out)]
+    print(f"written: {', '.join(written)}", file=sys.stderr)
+    _show(shown, found.document, options)
+    return 0
 
 
 def micro(options: Namespace) -> int:

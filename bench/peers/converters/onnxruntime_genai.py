@@ -1,0 +1,20 @@
+"""onnxruntime-genai's own builder on the Qwen3 checkpoint: INT4 for the CPU, its default block of 32."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def convert(source: Path, out: Path) -> None:
+    """Write the folder that onnxruntime-genai opens."""
+    builder = (sys.executable, "-m", "onnxruntime_genai.models.builder")
+    options = ("-p", "int4", "-e", "cpu", "--extra_options", "int4_accuracy_level=4")
+    subprocess.run(
+        [*builder, "-i", str(source), "-o", str(out), "-c", str(out / "cache"), *options], check=True
+    )
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""One script a peer, run by its own interpreter: the standard library, numpy and the peer's packages."""
