@@ -52,7 +52,8 @@ def record(
 ) -> dict[str, NDArray[np.floating]]:
     """Distributions along the baseline's answers (teacher-forced), which come in the order of `items`.
 
-    Answers of one length go together, so that a batch keeps the same positions of every prompt.
+    Answers of one length go together, so that a batch keeps the same positions of every prompt. float32, or
+    float16 for a large vocabulary.
     """
     found: dict[str, NDArray[np.floating]] = {}
     prompts = [
@@ -67,7 +68,8 @@ def record(
             batch = group[start : start + batch_size]
             capacity = max(len(prompts[i].input_ids) for i in batch)
             logits, _ = session.prefill([prompts[i] for i in batch], capacity=capacity, keep=length)
-            found |= {items[i].id: log_softmax(rows) for i, rows in zip(batch, logits, strict=True)}
+            kept = np.float16 if logits.shape[-1] > LARGE_VOCABULARY else np.float32
+            found |= {items[i].id: log_softmax(x).astype(kept) for i, x in zip(batch, logits, strict=True)}
     return {item.id: found[item.id] for item in items}
 
 
@@ -79,13 +81,8 @@ def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def write_record(path: Path, recorded: Record) -> None:
-    """As .npz, float16 for a large vocabulary."""
-
-    def stored(x: NDArray[np.floating]) -> NDArray[np.floating]:
-        return x.astype(np.float16) if x.shape[-1] > LARGE_VOCABULARY else x
-
-    arrays = {key: stored(rows) for key, rows in recorded.items()}
-    np.savez(path, allow_pickle=False, **arrays)
+    """As .npz."""
+    np.savez(path, allow_pickle=False, **recorded)
 
 
 def read_record(path: Path) -> dict[str, NDArray[np.floating]]:

@@ -180,7 +180,7 @@ def evaluated(
             observations if baseline is None else read_observations(baseline.path / "observations.jsonl")
         )
         some = questions[: settings.fidelity_items]
-        recorded = record(session, processor, some, reference[: settings.fidelity_items])
+        recorded = record(session, processor, some, reference[: settings.fidelity_items], settings.batch_size)
         if baseline is None:
             write_record(out / "distributions.npz", recorded)
         else:

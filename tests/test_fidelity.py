@@ -76,10 +76,10 @@ def test_equal_models_are_at_distance_zero() -> None:
 @pytest.mark.parametrize("large", [False, True])
 def test_records_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
     """Those of a large vocabulary in half the bytes, and still near enough."""
+    before = recorded(TABLE)
     if large:
         monkeypatch.setattr(fidelity, "LARGE_VOCABULARY", 4)
-    before = recorded(TABLE)
-    write_record(tmp_path / "r.npz", before)
+    write_record(tmp_path / "r.npz", recorded(TABLE))
     after = read_record(tmp_path / "r.npz")
     assert list(after) == list(before)
     assert {rows.dtype for rows in after.values()} == {np.dtype(np.float16 if large else np.float32)}
