@@ -76,7 +76,7 @@ def fake(
     script = folder / f"{name}.py"
     script.write_text(WORKER)
     command = (sys.executable, str(script), str(folder), str(first), str(step), trouble)
-    return Arm(name, command, 3_000_000, rounds)
+    return Arm(name, command, rounds)
 
 
 def run(arms: list[Arm], rounds: int = 1) -> Results:
@@ -124,6 +124,7 @@ def test_figures_are_those_worked_by_hand(tmp_path: Path, micro_checkpoint: Path
     # 1 MB of weights and f16 keys and values of 4 layers, 2 heads of 32, 528 tokens; ten times a second.
     assert ours.bandwidth == pytest.approx(10 * (1_000_000 + 2 * 2 * 4 * 2 * 32 * 528) / 1e8)
     assert ours.memory >= ours.text_memory > 5e6
+    assert ours.bytes == 2_000_000
     assert cells(peer)[:3] == ["peer", "5.0", "0.50"]
 
 
@@ -179,7 +180,7 @@ def test_a_silent_worker_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from bench.peers import measure as module
 
     monkeypatch.setattr(module, "LIMIT_S", 0.3)
-    silent = Arm("silent", (sys.executable, "-c", "import time; time.sleep(60)"), 1)
+    silent = Arm("silent", (sys.executable, "-c", "import time; time.sleep(60)"))
     assert run([silent]).problems == {"silent": "no answer within 0 s"}
 
 
@@ -275,7 +276,7 @@ def test_the_command_writes_what_it_shows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     missing = Environment("missing", (str(tmp_path / "nowhere"),))
-    peers = (Peer("transformers", "session"), Peer("lost", "session", missing))
+    peers = (Peer("transformers", "transformers"), Peer("lost", "onnx", missing))
     monkeypatch.setattr(comparison, "PEERS", peers)
     out, envs = tmp_path / "results", tmp_path / "envs"
     options = ["--envs", str(envs), "--out", str(out), "--rounds", "1", "--threads", "1", "--json"]

@@ -77,5 +77,5 @@ PEERS = (
         GENAI,
         Conversion("onnxruntime-genai", "onnxruntime_genai", GENAI, (TEXT,)),
     ),
-    Peer("transformers", "session", rounds=1),
+    Peer("transformers", "transformers", rounds=1),
 )

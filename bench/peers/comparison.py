@@ -16,7 +16,6 @@ from bench.peers.environments import converted, interpreter
 from bench.peers.machine import machine
 from bench.peers.measure import Arm, measure
 from bench.peers.table import Row, document, markdown, rows
-from bench.resources import disk_bytes
 from engines.config import ModelConfig
 from engines.errors import UserError
 
@@ -94,8 +93,8 @@ def chosen(only: Sequence[str]) -> list[Peer]:
 
 
 def _ours(artifact: Path) -> Arm:
-    command = (sys.executable, "-m", f"{WORKERS}.session", str(artifact.resolve()))
-    return Arm(artifact.resolve().name, command, disk_bytes(artifact))
+    command = (sys.executable, "-m", f"{WORKERS}.onnx", str(artifact.resolve()))
+    return Arm(artifact.resolve().name, command)
 
 
 def _arm(peer: Peer, checkpoint: Path, folder: Path, tell: Callable[[str], None]) -> Arm:
@@ -104,6 +103,5 @@ def _arm(peer: Peer, checkpoint: Path, folder: Path, tell: Callable[[str], None]
     return Arm(
         peer.name,
         (str(python), "-m", f"{WORKERS}.{peer.worker}", str(model)),
-        disk_bytes(model),
         peer.rounds,
     )

@@ -32,7 +32,6 @@ class Arm:
 
     name: str
     command: tuple[str, ...]
-    bytes: int  # of the model on disk
     rounds: int | None = None  # at most
 
 

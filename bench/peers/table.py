@@ -99,7 +99,7 @@ def _row(arm: Arm, visits: list[Visit], ours: list[Visit], speed: Speed, config:
         load=Figure.of([visit.load_to_first_token for visit in visits]),
         text_memory=max(visit.text_memory for visit in visits),
         memory=max(visit.memory for visit in visits),
-        bytes=arm.bytes,
+        bytes=about["text_bytes"] + about["vision_bytes"],
     )
 
 

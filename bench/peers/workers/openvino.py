@@ -1,4 +1,4 @@
-"""OpenVINO GenAI: the text part by LLMPipeline on token ids, the vision tower by VLMPipeline."""
+"""OpenVINO GenAI: text by continuous batching, which its LLMPipeline uses too, vision by VLMPipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from bench.peers.workers.protocol import About, Tokens, serve, size
+from bench.peers.workers.protocol import About, Tokens, serve, size, stepwise
 
 
 class OpenVinoModel:
@@ -18,9 +18,13 @@ class OpenVinoModel:
 
     def __init__(self, directory: Path, threads: int) -> None:
         self.threads, self.vlm = threads, directory / "vlm"
-        self.text: Any = openvino_genai.LLMPipeline(
-            str(directory / "text"), "CPU", INFERENCE_NUM_THREADS=threads
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.max_num_batched_tokens = 4096  # a prompt, or the prompts of a batch, in one pass
+        options = {"INFERENCE_NUM_THREADS": threads}
+        self.text: Any = openvino_genai.ContinuousBatchingPipeline(
+            str(directory / "text"), scheduler, "CPU", options
         )
+        self.requests = 0
         weights = size(directory / "text" / "openvino_model.bin")
         self.about = About(
             f"openvino-genai {version('openvino-genai')}",
@@ -32,12 +36,23 @@ class OpenVinoModel:
         )
 
     def generate(self, prompts: list[Tokens], count: int) -> list[float]:
-        """See Model.generate; the times are the pipeline's own."""
+        """See Model.generate."""
         options = openvino_genai.GenerationConfig(max_new_tokens=count, ignore_eos=True, do_sample=False)
-        ids = np.array(prompts, np.int64)
-        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
-        raw = self.text.generate(inputs, options).perf_metrics.raw_metrics
-        return [seconds / 1e6 for seconds in (raw.m_times_to_first_token[0], *raw.m_durations)]
+
+        handles = []  # a request whose handle is gone is dropped
+
+        def prefill(prompts: list[Tokens]) -> None:
+            for prompt in prompts:
+                self.requests += 1
+                ids = openvino.Tensor(np.array([prompt]))
+                handles.append(self.text.add_request(self.requests, ids, options))
+            self.text.step()
+
+        times = stepwise(prefill, lambda _: self.text.step(), prompts, count)
+        made = [len(handle.read_all()[0].generated_ids) for handle in handles]
+        if made != len(prompts) * [count]:
+            raise RuntimeError(f"{count} steps made {made} tokens")
+        return times
 
     def vision(self, image: Path) -> float:
         """See Model.vision."""

@@ -23,7 +23,7 @@ class About:
     kv_cache: str  # type of keys and values, the engine's default
     kv_value_bytes: float
     read_bytes: int  # weights read for each decoded token
-    text_bytes: int
+    text_bytes: int  # on disk, all that answering text takes
     vision_bytes: int
 
 

@@ -1,0 +1,61 @@
+"""Our own engine behind the protocol: an ONNX artifact by onnxruntime."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from bench.peers.workers.protocol import About, Tokens, serve, size, stepwise
+from engines.onnx_files import DECODER, VISION
+from engines.onnx_runtime import CPU
+from engines.onnx_session import OnnxSession
+from engines.onnx_vision import VisionTower
+from engines.processor import Inputs, Processor
+
+
+class OnnxModel:
+    """An artifact's session, timed."""
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        self.directory, self.threads = directory, threads
+        self.session = OnnxSession(directory, threads=threads)
+        decoder, vision = (size(*directory.glob(f"{Path(name).stem}*")) for name in (DECODER, VISION))
+        engine = f"onnxruntime {onnxruntime.__version__}"
+        self.about = About(engine, "f32", 4, decoder, size(directory) - vision, vision)
+
+    def generate(self, prompts: list[Tokens], count: int) -> list[float]:
+        """See Model.generate."""
+        cache: Any = None
+
+        def prefill(prompts: list[Tokens]) -> Any:
+            nonlocal cache
+            inputs = [_text(prompt) for prompt in prompts]
+            logits, cache = self.session.prefill(inputs, capacity=len(prompts[0]) + count)
+            return logits[:, -1].argmax(axis=-1)
+
+        def step(tokens: Any) -> Any:
+            return self.session.decode(tokens, cache).argmax(axis=-1)
+
+        return stepwise(prefill, step, prompts, count)
+
+    def vision(self, image: Path) -> float:
+        """See Model.vision. The picture is taken apart before the clock starts."""
+        content = [{"type": "image", "image": str(image)}]
+        inputs = Processor.load(self.directory)([{"role": "user", "content": content}])
+        tower = VisionTower(self.directory / VISION, self.session.config, self.threads, (CPU,))
+        start = time.perf_counter()
+        tower(inputs)
+        return time.perf_counter() - start
+
+
+def _text(tokens: Tokens) -> Inputs:
+    positions = np.tile(np.arange(len(tokens), dtype=np.int64), (3, 1))
+    return Inputs(np.array(tokens, np.int64), positions, (), len(tokens))
+
+
+if __name__ == "__main__":
+    serve(OnnxModel)
