@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,8 +13,9 @@ from tokenizers.decoders import DecodeStream
 
 from engines.errors import UserError
 from engines.processor import Inputs, Processor
-from engines.sampling import Sampling, next_token
+from engines.sampling import Sampling
 from engines.session import Session
+from engines.speculation import tokens
 
 __all__ = ["Chunk", "Completion", "Sampling", "generate", "generate_batch", "stream"]
 
@@ -24,18 +26,21 @@ GREEDY = Sampling()
 class Chunk:
     """One generated token and the text it made certain, which may be none yet.
 
-    finish_reason, on the last chunk: "stop" (an end token or a stop string) or "length".
+    finish_reason, on the last chunk: "stop" (an end token or a stop string) or "length". drafted: guessed
+    rightly, so that it took no pass of its own.
     """
 
     token_id: int
     text: str
     finish_reason: str | None
+    drafted: bool = False
 
 
 @dataclass(frozen=True)
 class Completion:
     """A finished generation. token_ids and output_tokens count an end token, text leaves it out.
 
+    tokens_per_pass: output tokens for each pass through the model, 1 without speculation.
     Times in ms: ttft from the call to the first token, itl the mean time between tokens, (last - first) /
     (output_tokens - 1) or 0 for a single token, e2e_latency from the call to the last token.
     """
@@ -44,6 +49,7 @@ class Completion:
     token_ids: tuple[int, ...]
     prompt_tokens: int
     output_tokens: int
+    tokens_per_pass: float
     finish_reason: str
     ttft_ms: float
     itl_ms: float
@@ -94,24 +100,26 @@ def stream(
     max_tokens: int,
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
+    speculate: bool | None = None,
 ) -> Iterator[Chunk]:
     """Generate up to `max_tokens` tokens, ending early at an end token or a string of `stop`.
+
+    speculate: guess several tokens from the text so far and check them in one pass: always, never, or where
+    it pays (None); the tokens are the same.
 
     Raises UserError when the prompt and max_tokens do not fit the model.
     """
     _check(max_tokens)
-    text, random = TextStream(processor.tokenizer, stop), np.random.default_rng(sampling.seed)
-    logits, cache = session.prefill([inputs], capacity=len(inputs.input_ids) + max_tokens)
-    row = logits[0, -1]
-    for count in range(1, max_tokens + 1):
-        token = next_token(row, sampling, random)
+    text = TextStream(processor.tokenizer, stop)
+    said = tokens(session, inputs, max_tokens, sampling, speculate)
+    for count, (token, drafted) in enumerate(said, start=1):
         ended = token in session.config.eos_token_ids
         shown = "" if ended else text.push(token)
         if ended or text.stopped or count == max_tokens:
-            yield Chunk(token, shown + text.flush(), "stop" if ended or text.stopped else "length")
+            reason = "stop" if ended or text.stopped else "length"
+            yield Chunk(token, shown + text.flush(), reason, drafted)
             return
-        yield Chunk(token, shown, None)
-        row = session.decode(np.array([token]), cache)[0]
+        yield Chunk(token, shown, None, drafted)
 
 
 def generate(
@@ -122,17 +130,20 @@ def generate(
     max_tokens: int,
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
+    speculate: bool | None = None,
     on_text: Callable[[str], object] = lambda _: None,
 ) -> Completion:
     """The whole completion of `inputs`; see stream. on_text gets each piece of text as it comes."""
     start, times, chunks = time.perf_counter(), [], []
-    for chunk in stream(session, processor, inputs, max_tokens=max_tokens, sampling=sampling, stop=stop):
+    options: dict[str, Any] = {"sampling": sampling, "stop": stop, "speculate": speculate}
+    for chunk in stream(session, processor, inputs, max_tokens=max_tokens, **options):
         times.append(time.perf_counter() - start)
         chunks.append(chunk)
         on_text(chunk.text)
     token_ids = [chunk.token_id for chunk in chunks]
     text, reason = "".join(chunk.text for chunk in chunks), chunks[-1].finish_reason or ""
-    return _completion(inputs, token_ids, text, reason, times[0], times[-1])
+    passes = sum(not chunk.drafted for chunk in chunks)
+    return _completion(inputs, token_ids, passes, text, reason, times[0], times[-1])
 
 
 def generate_batch(
@@ -160,7 +171,7 @@ def generate_batch(
         shown = "".join(text.push(token) for token in token_ids if token not in eos)
         last = times[len(token_ids) - 1]
         reason = "stop" if ends else "length"
-        completions.append(_completion(prompt, token_ids, shown, reason, times[0], last))
+        completions.append(_completion(prompt, token_ids, len(token_ids), shown, reason, times[0], last))
     return completions
 
 
@@ -170,7 +181,13 @@ def _check(max_tokens: int) -> None:
 
 
 def _completion(
-    inputs: Inputs, token_ids: Sequence[int], text: str, reason: str, first: float, last: float
+    inputs: Inputs,
+    token_ids: Sequence[int],
+    passes: int,
+    text: str,
+    reason: str,
+    first: float,
+    last: float,
 ) -> Completion:
     """`first` and `last` are the seconds from the call to the first and to the last token."""
     gaps = len(token_ids) - 1
@@ -179,6 +196,7 @@ def _completion(
         token_ids=tuple(token_ids),
         prompt_tokens=len(inputs.input_ids),
         output_tokens=len(token_ids),
+        tokens_per_pass=len(token_ids) / passes,
         finish_reason=reason,
         ttft_ms=1000 * first,
         itl_ms=1000 * (last - first) / gaps if gaps else 0.0,

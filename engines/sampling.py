@@ -33,6 +33,9 @@ class Sampling:
                 raise UserError(f"{name} is {getattr(self, name)}: expected {expected}")
 
 
+HEAD = 1024  # the likeliest tokens, which nearly always hold all that top-p and min-p leave
+
+
 def candidates(
     logits: NDArray[np.float32], sampling: Sampling
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -40,31 +43,49 @@ def candidates(
     temperature above 0.
 
     Temperature, top-k, top-p (nucleus sampling, arXiv:1904.09751) and min-p (arXiv:2407.01082), in
-    transformers' order; each keeps a head of the list.
+    transformers' order; each keeps a head of the list. Only where HEAD tokens do not settle where it ends is
+    the whole vocabulary sorted: that would cost as much as half a step of the model.
     """
-    order = _descending(logits, sampling.top_k or len(logits))
-    scores = logits[order].astype(np.float64)
-    probabilities = np.exp((scores - scores[0]) / sampling.temperature)
-    probabilities /= probabilities.sum()
+    total = 0.0 if sampling.top_k else float(_weights(logits, sampling.temperature).sum(dtype=np.float64))
+    for count in (sampling.top_k or HEAD, 16 * HEAD, len(logits)):
+        order = _descending(logits, count)
+        scores = logits[order].astype(np.float64)
+        weights = np.exp((scores - scores[0]) / sampling.temperature)
+        mass = np.cumsum(weights)
+        total = total or mass[-1]
+        if sampling.top_k or mass[-1] > sampling.top_p * total or weights[-1] < sampling.min_p:
+            break
     if sampling.top_p < 1:
-        before = np.cumsum(probabilities) - probabilities
-        probabilities = probabilities[before < sampling.top_p]
-    probabilities = probabilities[probabilities >= sampling.min_p * probabilities[0]]
-    return order[: len(probabilities)], probabilities / probabilities.sum()
+        weights = weights[mass - weights < sampling.top_p * total]
+    weights = weights[weights >= sampling.min_p]
+    return order[: len(weights)], weights / weights.sum()
+
+
+def next_token(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
+    """The id of the token that follows, for logits [V]. Takes one random number unless greedy."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+        tokens, weights = candidates(logits, sampling)
+        return int(tokens[_draw(weights, random)])
+    return _draw(_weights(logits, sampling.temperature), random)  # nothing is cut, so nothing needs sorting
+
+
+def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Probabilities times a constant, the largest 1. The floor keeps a tiny temperature from overflowing."""
+    weights: NDArray[np.float32] = np.exp((logits - logits.max()) / np.float32(max(temperature, 1e-30)))
+    return weights
+
+
+def _draw(weights: NDArray[np.floating], random: np.random.Generator) -> int:
+    """An index, each as likely as its weight."""
+    mass = np.cumsum(weights, dtype=np.float64)
+    return int(np.searchsorted(mass, random.random() * mass[-1], side="right"))
 
 
 def _descending(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Ids of the `count` largest logits, largest first."""
-    if count < len(logits):  # sorting a large vocabulary whole would cost as much as computing a small model
+    if count < len(logits):
         head = np.argpartition(-logits, count)[:count]
         return head[np.argsort(-logits[head])]
     return np.argsort(-logits)
-
-
-def next_token(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
-    """The id of the token that follows, for logits [V]."""
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    tokens, probabilities = candidates(logits, sampling)
-    chosen = int(np.searchsorted(np.cumsum(probabilities), random.random(), side="right"))
-    return int(tokens[min(chosen, len(tokens) - 1)])

@@ -72,7 +72,7 @@ def test_json_tells_everything(artifact: Path, tmp_path: Path, capsys: pytest.Ca
     assert main([*command, *media, "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(found) >= {
-        "text", "token_ids", "prompt_tokens", "output_tokens", "finish_reason",
+        "text", "token_ids", "prompt_tokens", "output_tokens", "tokens_per_pass", "finish_reason",
         "ttft_ms", "itl_ms", "e2e_latency_ms", "peak_memory_bytes",
     }  # fmt: skip
     assert found["output_tokens"] == len(found["token_ids"]) <= 5

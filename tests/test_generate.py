@@ -45,9 +45,12 @@ class Script:
         self.capacity = capacity
         return self._say()[None], Cache(np.zeros(1, np.int64), np.zeros(1, np.int64), capacity, None)
 
+    def extend(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
+        assert tokens.tolist() == [[self.tokens[self.said - 1]]]
+        return self._say()[None]
+
     def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
-        assert tokens.tolist() == [self.tokens[self.said - 1]]
-        return self._say()
+        return self.extend(tokens[:, None], cache)[:, 0]
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +241,16 @@ def test_max_tokens_must_be_positive(processor: Processor, session: OnnxSession,
 def test_more_tokens_than_the_model_holds_are_refused(processor: Processor, session: OnnxSession) -> None:
     with pytest.raises(UserError, match="the model ends at 4096"):
         generate(session, processor, questions(processor)[0], max_tokens=5000)
+
+
+def test_speculation_takes_fewer_passes_for_the_same_answer(
+    processor: Processor, session: OnnxSession
+) -> None:
+    text = "ABBA? code of BORA, code of ABBA, code of BORA, code of ABBA, code of"
+    inputs = processor([{"role": "user", "content": text}])
+    plain, fast = (
+        generate(session, processor, inputs, max_tokens=40, sampling=Sampling(0.01), speculate=speculate)
+        for speculate in (False, True)
+    )
+    assert (fast.text, fast.token_ids) == (plain.text, plain.token_ids)
+    assert plain.tokens_per_pass == 1.0 <= fast.tokens_per_pass
