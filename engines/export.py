@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.checkpoint import SIDE_FILES, Checkpoint
-from engines.graphs.builder import Array, storable
+from engines.graphs.builder import TINY, Array, storable
 from engines.graphs.decoder import EMBED_TOKENS, decoder
 from engines.graphs.vision import vision
 from engines.onnx_files import DECODER, EMBEDDING, VISION, read_embedding
+from engines.onnx_session import OnnxSession
+from engines.processor import Inputs
 
 ROWS = 16384  # converted at a time
 
 
-def export(checkpoint: Checkpoint, out: Path, *, accuracy_level: int = 4) -> None:
+def export(
+    checkpoint: Checkpoint, out: Path, *, accuracy_level: int = 4, cache_prompts: Sequence[Inputs] = ()
+) -> None:
     """Write `checkpoint` as an ONNX artifact into the folder `out` (made if missing; its files are replaced).
 
-    accuracy_level: 4 multiplies Int4 weights with activations quantised to int8, 0 with fp32 ones (slower).
+    accuracy_level: of a checkpoint in 4 bits. 4 rounds activations to 8 bits, in the vision tower the weights
+    as well; 0 computes in fp32 (slower).
+    cache_prompts: if given, the cache holds keys and values in int8, scaled to what these prompts need.
     Equal checkpoints give equal bytes. Raises UserError when a bfloat16 weight does not fit fp16.
     """
     out.mkdir(parents=True, exist_ok=True)
     _write_embedding(checkpoint.tensor(EMBED_TOKENS), out / EMBEDDING)
     embedding = read_embedding(out / EMBEDDING, checkpoint.config.text)
-    vision(checkpoint, out / VISION)
+    vision(checkpoint, out / VISION, int8=bool(checkpoint.quantization) and accuracy_level == 4)
     decoder(checkpoint, out / DECODER, embedding, accuracy_level=accuracy_level)
     for name in SIDE_FILES:
         if (source := checkpoint.path / name).is_file():
             shutil.copyfile(source, out / name)
+    if cache_prompts:
+        scales = measure_cache(out, cache_prompts)
+        decoder(checkpoint, out / DECODER, embedding, accuracy_level=accuracy_level, cache_scales=scales)
+
+
+def measure_cache(artifact: Path, prompts: Sequence[Inputs]) -> NDArray[np.float32]:
+    """The step in int8 of every channel of keys and values, f32 [layers, 2, kv heads * D].
+
+    A 127th of the largest magnitude that the artifact, with its cache in fp32, stores for any of the prompts.
+    """
+    session = OnnxSession(artifact)
+    peaks = []
+    for prompt in prompts:
+        length = len(prompt.input_ids)
+        _, cache = session.prefill([prompt], capacity=length)
+        stored = [value.numpy()[0] for value in cache.state.keys_values.values()]
+        peaks.append([np.abs(value).max(axis=1).ravel() for value in stored])
+    # [layers * 2, kv heads * D], each layer's keys before its values
+    largest: NDArray[np.float32] = np.stack(peaks).max(axis=0)
+    scales: NDArray[np.float32] = np.maximum(largest / np.float32(127), np.float32(TINY))
+    return scales.reshape(-1, 2, largest.shape[1])
 
 
 def _write_embedding(table: Array, path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.cache import Cache, check_prefill
 from engines.config import ModelConfig
 from engines.onnx_files import DECODER, EMBEDDING, VISION, read_embedding
-from engines.onnx_runtime import CPU, open_model
+from engines.onnx_runtime import CPU, open_model, releasing
 from engines.onnx_vision import VisionTokens, VisionTower
 from engines.processor import Inputs
 
@@ -60,6 +60,8 @@ class OnnxSession:
         self._embedding = read_embedding(directory / EMBEDDING, self.config.text)
         self._vision = VisionTower(directory / VISION, self.config, threads, providers)
         self._decoder = open_model(directory / DECODER, threads, providers)
+        types = {value.name: value.type for value in self._decoder.get_inputs()}
+        self._cache_dtype = np.int8 if types["past_key.0"] == "tensor(int8)" else np.float32
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
@@ -81,7 +83,7 @@ class OnnxSession:
             arrays["total_length"][...] = stop
             arrays["query_seqlens"][:] = np.clip(lengths - start, 0, stop - start)
             self._fill(arrays, prompts, vision, start, stop)
-            self._decoder.run_with_iobinding(self._bind(arrays, keys_values).binding)
+            self._decoder.run_with_iobinding(self._bind(arrays, keys_values).binding, releasing())
             kept[sequence, slot] = arrays["logits"]
         positions = np.array([prompt.next_position for prompt in prompts])
         return kept, Cache(lengths, positions, capacity, State(keys_values, {}))
@@ -150,14 +152,14 @@ class OnnxSession:
         }
 
     def _allocate(self, batch: int, capacity: int) -> dict[str, Any]:
-        """Keys and values of every layer, f32 [B, kv heads, capacity, D].
+        """Keys and values of every layer, f32 or (as the graph says) int8 [B, kv heads, capacity, D].
 
         The system hands out zeros page by page as they are written, so unused capacity costs little memory.
         """
         text = self.config.text
         shape = (batch, text.num_key_value_heads, capacity, text.head_dim)
         names = [f"{kind}.{layer}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
-        return {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for name in names}
+        return {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_dtype)) for name in names}
 
     def _bind(self, arrays: Arrays, keys_values: dict[str, Any]) -> Bound:
         binding = self._decoder.io_binding()

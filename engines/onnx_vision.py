@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ from numpy.typing import NDArray
 
 from engines.config import ModelConfig
 from engines.errors import UserError
-from engines.onnx_runtime import open_model
+from engines.onnx_runtime import check_file, open_model, releasing
 from engines.processor import Inputs, Media
 
 PATCHES_PER_RUN = 4096  # frames of a video pass the tower in runs of about so many patches
+REMEMBERED_BYTES = 64 * 2**20  # ten images of 448 x 448 for a 2B model
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +35,22 @@ class VisionTokens:
 
 
 class VisionTower:
-    """vision.onnx and the geometry it is fed with."""
+    """vision.onnx and the geometry it is fed with. Opened by the first image: text alone does without.
+
+    The last media's features are kept, least recently used first out, for an image that is asked about again.
+    """
 
     def __init__(
         self, path: Path, config: ModelConfig, threads: int | None, providers: Sequence[str]
     ) -> None:
+        check_file(path)
         self.config = config
-        self._graph: Any = open_model(path, threads, providers)
+        self._open = partial(open_model, path, threads, providers)
+        self._seen: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+
+    @cached_property
+    def _graph(self) -> Any:
+        return self._open()
 
     def __call__(self, prompt: Inputs) -> VisionTokens:
         """Encode the prompt's media; UserError when they do not make as many tokens as the prompt has."""
@@ -46,10 +59,20 @@ class VisionTower:
         empty = np.empty(
             (1 + len(self.config.vision.deepstack_visual_indexes), 0, self.config.text.hidden_size)
         )
-        features = np.concatenate([empty, *map(self._encode, prompt.media)], axis=1, dtype=np.float32)
+        features = np.concatenate([empty, *map(self._remember, prompt.media)], axis=1, dtype=np.float32)
         if features.shape[1] != len(where):
             raise UserError(f"the prompt has {len(where)} vision tokens, its media make {features.shape[1]}")
         return VisionTokens(where, features)
+
+    def _remember(self, media: Media) -> NDArray[np.float32]:
+        """What _encode gives, from the media seen before if their pixels are the same."""
+        key = hashlib.sha256(repr(media.grid).encode() + media.pixels.tobytes()).digest()
+        if key not in self._seen:
+            self._seen[key] = self._encode(media)
+        self._seen.move_to_end(key)
+        while len(self._seen) > 1 and sum(found.nbytes for found in self._seen.values()) > REMEMBERED_BYTES:
+            self._seen.popitem(last=False)
+        return self._seen[key]
 
     def _encode(self, media: Media) -> NDArray[np.float32]:
         """Features [1 + n, tokens, H] of one image or video."""
@@ -62,7 +85,7 @@ class VisionTower:
         pixels = media.pixels.reshape(frames, height * width, -1)
         size = max(1, PATCHES_PER_RUN // (height * width))
         runs = [
-            self._graph.run(None, {"pixel_values": pixels[start : start + size], **shared})[0]
+            self._graph.run(None, {"pixel_values": pixels[start : start + size], **shared}, releasing())[0]
             for start in range(0, frames, size)
         ]
         return np.concatenate(runs, axis=1)

@@ -16,8 +16,10 @@ from safetensors.numpy import load_file
 from engines.checkpoint import SIDE_FILES, Checkpoint
 from engines.errors import UserError
 from engines.export import export
+from engines.graphs.vision import vision
 from engines.onnx_session import OnnxSession
-from engines.processor import Inputs, Processor
+from engines.onnx_vision import VisionTower
+from engines.processor import Inputs, Media, Processor
 from tests.checkpoints import write_checkpoint
 from tests.int4_checkpoints import write_int4_pair
 
@@ -133,3 +135,59 @@ def test_int4_weights_stay_4_bits(int4_pair: tuple[Path, Path], tmp_path: Path) 
     codes = [t for t in graph.initializer if t.name.endswith(".codes")]
     assert all(t.data_type == onnx.TensorProto.UINT8 for t in codes)
     assert sum(np.prod(t.dims) for t in codes) == sum(a["N"] * a["K"] // 2 for a in attributes)
+
+
+def test_a_dense_checkpoint_keeps_its_vision_tower_in_16_bits(
+    micro_checkpoint: Path, int4_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def products(checkpoint: Path, name: str, **options: Any) -> set[str]:
+        export(Checkpoint.open(checkpoint), tmp_path / name, **options)
+        graph = onnx.load(tmp_path / name / "vision.onnx", load_external_data=False).graph
+        return {node.op_type for node in graph.node} & {"MatMul", "DynamicQuantizeMatMul"}
+
+    assert products(micro_checkpoint, "dense") == {"MatMul"}
+    assert products(int4_pair[0], "exact", accuracy_level=0) == {"MatMul"}
+    assert products(int4_pair[0], "fast") == {"MatMul", "DynamicQuantizeMatMul"}
+
+
+def test_int8_vision_is_close_row_by_row(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(int4_pair[0])
+    vision(checkpoint, tmp_path / "vision.onnx", int8=False)
+    vision(checkpoint, tmp_path / "int8.onnx", int8=True)
+    shape = checkpoint.config.vision
+    width = shape.in_channels * shape.temporal_patch_size * shape.patch_size**2
+    pixels = np.random.default_rng(0).uniform(-1, 1, (24, width)).astype(np.float32)
+    pixels[:4] *= 1e-3  # a dark corner, which one scale for all rows would blot out
+    media = Media("image", (1, 4, 6), pixels)
+    exact, rounded = (
+        VisionTower(tmp_path / name, checkpoint.config, 1, ["CPUExecutionProvider"])._encode(media)
+        for name in ("vision.onnx", "int8.onnx")
+    )
+    error = np.linalg.norm(rounded - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+    assert 1e-4 < error.max() < 0.05
+
+
+def test_int8_cache_stores_bytes_and_stays_close(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(int4_pair[0])
+    prompts = [inputs(list(range(start, start + 40))) for start in (3, 90, 200)]
+    export(checkpoint, tmp_path / "wide")
+    export(checkpoint, tmp_path / "int8", cache_prompts=prompts)
+    wide, narrow = (OnnxSession(tmp_path / name, threads=1) for name in ("wide", "int8"))
+    (expected, one), (found, other) = (
+        session.prefill(prompts[:2], capacity=48) for session in (wide, narrow)
+    )
+    for key, value in other.state.keys_values.items():
+        assert value.numpy().dtype == np.int8
+        assert abs(value.numpy()).max() >= 120, key  # the range is used
+        assert 4 * value.numpy().nbytes == one.state.keys_values[key].numpy().nbytes
+    for _ in range(4):
+        assert 1e-5 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.05
+        tokens = expected.reshape(2, -1).argmax(-1)
+        expected, found = wide.decode(tokens, one), narrow.decode(tokens, other)
+
+
+def test_equal_prompts_give_an_equal_int8_cache(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        export(Checkpoint.open(int4_pair[0]), tmp_path / name, cache_prompts=[inputs([5, 9, 77, 301, 12])])
+    graphs = [(tmp_path / name / "decoder.onnx").read_bytes() for name in ("one", "two")]
+    assert graphs[0] == graphs[1]

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from transformers.utils import logging
 from engines.checkpoint import Checkpoint
 from engines.errors import UserError
 from engines.export import export
+from engines.onnx_runtime import open_model
 from engines.onnx_session import OnnxSession
+from engines.onnx_vision import VisionTower
 from engines.processor import Inputs, Media
 from engines.reference import ReferenceSession
 from engines.session import Session, open_session
@@ -138,14 +141,61 @@ def test_what_does_not_fit_is_refused(
         call(session)
 
 
-def test_media_must_make_the_prompts_tokens(artifact: Path) -> None:
-    session = OnnxSession(artifact, threads=1)
+def image_prompt(session: Session, value: float, tokens: int = 1) -> Inputs:
+    """A prompt with room for `tokens` vision tokens and an image that makes one."""
     vision = session.config.vision
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    image = Media("image", (1, 2, 2), np.zeros((4, width), np.float32))  # one token
-    prompt = text(7, session.config.image_token_id, session.config.image_token_id, 8)
+    image = Media("image", (1, 2, 2), np.full((4, width), value, np.float32))
+    prompt = text(7, *[session.config.image_token_id] * tokens, 8)
+    return Inputs(prompt.input_ids, prompt.positions, (image,), prompt.next_position)
+
+
+def test_media_must_make_the_prompts_tokens(artifact: Path) -> None:
+    session = OnnxSession(artifact, threads=1)
     with pytest.raises(UserError, match="2 vision tokens, its media make 1"):
-        session.prefill([Inputs(prompt.input_ids, prompt.positions, (image,), 4)], capacity=9)
+        session.prefill([image_prompt(session, 0, tokens=2)], capacity=9)
+
+
+def test_text_alone_opens_no_vision_tower(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def spy(path: Path, *rest: Any) -> Any:
+        opened.append(path.name)
+        return open_model(path, *rest)
+
+    monkeypatch.setattr("engines.onnx_vision.open_model", spy)
+    session = OnnxSession(artifact, threads=1)
+    session.prefill([LONG], capacity=9)
+    assert opened == []
+    session.prefill([image_prompt(session, 0)], capacity=9)
+    session.prefill([image_prompt(session, 1)], capacity=9)
+    assert opened == ["vision.onnx"]
+
+
+def test_an_image_seen_before_is_not_encoded_again(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[float] = []
+    encode = VisionTower._encode
+
+    def spy(tower: VisionTower, media: Media) -> Any:
+        encoded.append(float(media.pixels[0, 0]))
+        return encode(tower, media)
+
+    monkeypatch.setattr(VisionTower, "_encode", spy)
+    session = OnnxSession(artifact, threads=1)
+    logits = [session.prefill([image_prompt(session, value)], capacity=9)[0] for value in (0, 1, 0)]
+    assert encoded == [0, 1]
+    assert (logits[0] == logits[2]).all()
+    assert (logits[0] != logits[1]).any()
+    monkeypatch.setattr("engines.onnx_vision.REMEMBERED_BYTES", 1)
+    for value in (2, 0, 0):
+        session.prefill([image_prompt(session, value)], capacity=9)
+    assert encoded == [0, 1, 2, 0]  # room for one: the image before it was forgotten
+
+
+def answer_about_an_image(artifact: Path) -> None:
+    """The vision tower is opened by the first image."""
+    session = OnnxSession(artifact, threads=1)
+    session.prefill([image_prompt(session, 0)], capacity=9)
 
 
 def truncate(path: Path) -> None:
@@ -162,7 +212,7 @@ def test_damaged_artifact_is_one_clear_line(
     shutil.copytree(artifact, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / name)
     with pytest.raises(UserError, match=r"export the checkpoint again") as caught:
-        OnnxSession(tmp_path, threads=1)
+        answer_about_an_image(tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -14,6 +14,8 @@ from onnx import TensorProto, helper
 
 from engines.errors import UserError
 from engines.int4 import Int4
+from engines.int8 import ZERO_POINT as INT8_ZERO
+from engines.int8 import Int8
 from engines.packing import to_matmulnbits
 
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's fused operators
@@ -21,6 +23,7 @@ OPSET = 23  # the first with RotaryEmbedding
 IR_VERSION = 11
 ALIGNMENT = 4096  # a page: onnxruntime maps external data instead of reading it
 INLINE_BYTES = 1024
+TINY = 1e-30  # keeps a row of zeros from dividing by zero
 
 Array = npt.NDArray[Any]
 
@@ -32,13 +35,15 @@ class Graph:
     the machine or the path is recorded.
     """
 
-    def __init__(self, path: Path, *, accuracy_level: int = 0) -> None:
+    def __init__(self, path: Path, *, accuracy_level: int = 0, int8: bool = False) -> None:
         """Start `path` and its weights `path`.data.
 
         accuracy_level: MatMulNBits computes with activations in fp32 (0) or quantised to int8 (4).
+        int8: whether dense layers are to be multiplied in 8 bits.
         """
         self.path = path
         self.accuracy_level = accuracy_level
+        self.int8 = int8
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
@@ -98,10 +103,12 @@ class Graph:
             return value
         return self.op("Cast", [value], name=f"{value}.fp32", to=TensorProto.FLOAT)
 
-    def linear(self, name: str, x: str, weight: Array | Int4, bias: Array | None = None) -> str:
-        """x @ weight.T (+ bias) for a weight [N, K]; Int4 weights go to MatMulNBits."""
+    def linear(self, name: str, x: str, weight: Array | Int4 | Int8, bias: Array | None = None) -> str:
+        """x @ weight.T (+ bias) for a weight [N, K]; Int8 weights also have x rounded to 8 bits."""
         if isinstance(weight, Int4):
             y = self._matmul_int4(name, x, weight)
+        elif isinstance(weight, Int8):
+            y = self._matmul_int8(name, x, weight)
         else:
             y = self.op("MatMul", [x, self.matrix(f"{name}.weight", weight.T)], name=name)
         if bias is None:
@@ -126,6 +133,20 @@ class Graph:
             "accuracy_level": self.accuracy_level,
         }
         return self.op("MatMulNBits", [x, codes, scale], name=name, domain=MICROSOFT, **shape)
+
+    def _matmul_int8(self, name: str, x: str, weight: Int8) -> str:
+        """The operator has one scale for all of x; with rows divided by their peaks each has its own."""
+        last = self.constant([-1])
+        peak = self.op("ReduceMax", [self.op("Abs", [x], name=f"{name}.abs"), last], name=f"{name}.max")
+        peak = self.op("Max", [peak, self.constant(TINY, np.float32)], name=f"{name}.peak")
+        even = self.op("Div", [x, peak], name=f"{name}.even")
+        codes = self.initializer(f"{name}.codes", np.ascontiguousarray(weight.codes.T))
+        scales = self.vector(f"{name}.scales", weight.scales)
+        zero = self.constant(np.full(len(weight.scales), INT8_ZERO), np.uint8)
+        y = self.op(
+            "DynamicQuantizeMatMul", [even, codes, scales, zero], name=f"{name}.rows", domain=MICROSOFT
+        )
+        return self.op("Mul", [y, peak], name=name)
 
     def initializer(self, name: str, array: Array, file: Path | None = None) -> str:
         """Store `array` under `name`: inline when small, else in the external data file (or in `file`)."""

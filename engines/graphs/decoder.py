@@ -9,8 +9,8 @@ Inputs, for B sequences of S new tokens each (right-padded), H hidden size, C ca
   total_length     i32 []            the longest of these lengths
   query_seqlens    i32 [B]           valid new tokens of each sequence, 0 to S
   logit_rows       i64 [R]           which of the B*S flattened tokens get logits
-  past_key.i, past_value.i           f32 [B, kv heads, C, D], bound to the memory of present_key.i and
-                                     present_value.i: the cache is updated in place
+  past_key.i, past_value.i           f32 or int8 [B, kv heads, C, D], bound to the memory of present_key.i
+                                     and present_value.i: the cache is updated in place
 Output: logits f32 [R, vocabulary].
 """
 
@@ -30,19 +30,31 @@ from engines.onnx_files import EmbeddingTable
 MODEL = "model.language_model"
 EMBED_TOKENS = f"{MODEL}.embed_tokens.weight"
 LENGTHS = ("seqlens_k", "total_length", "query_seqlens")
+INT8_CACHE = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+CacheScales = npt.NDArray[np.float32]
 
 
-def decoder(checkpoint: Checkpoint, path: Path, embedding: EmbeddingTable, *, accuracy_level: int) -> None:
+def decoder(
+    checkpoint: Checkpoint,
+    path: Path,
+    embedding: EmbeddingTable,
+    *,
+    accuracy_level: int,
+    cache_scales: CacheScales | None = None,
+) -> None:
     """Write the decoder of `checkpoint` to `path`, its weights beside it.
 
     embedding: the token embeddings, a file beside `path`; a tied head reads it instead of a second copy.
-    accuracy_level: how MatMulNBits computes, see Graph.
+    accuracy_level: how MatMulNBits computes, see Graph. cache_scales: for keys and values in int8, f32
+    [layers, 2, kv heads * D], the step of each channel of the keys and of the values.
     """
     with Graph(path, accuracy_level=accuracy_level) as graph:
-        _decoder(graph, checkpoint, embedding)
+        _decoder(graph, checkpoint, embedding, cache_scales)
 
 
-def _decoder(graph: Graph, checkpoint: Checkpoint, embedding: EmbeddingTable) -> None:
+def _decoder(
+    graph: Graph, checkpoint: Checkpoint, embedding: EmbeddingTable, cache_scales: CacheScales | None
+) -> None:
     config = checkpoint.config.text
     hidden = graph.input("inputs_embeds", np.float32, ["B", "S", config.hidden_size])
     rotary = _rotary(graph, config)
@@ -53,7 +65,8 @@ def _decoder(graph: Graph, checkpoint: Checkpoint, embedding: EmbeddingTable) ->
     for layer in range(config.num_hidden_layers):
         prefix = f"{MODEL}.layers.{layer}"
         x, hidden = _norm(graph, checkpoint, f"{prefix}.input_layernorm", hidden, update)
-        update = _attention(graph, checkpoint, layer, x, rotary)
+        scales = None if cache_scales is None else cache_scales[layer]
+        update = _attention(graph, checkpoint, layer, x, rotary, scales)
         x, hidden = _norm(graph, checkpoint, f"{prefix}.post_attention_layernorm", hidden, update)
         update = _mlp(graph, checkpoint, f"{prefix}.mlp", x)
         if layer < len(deepstack):
@@ -116,7 +129,9 @@ def _norm(graph: Graph, checkpoint: Checkpoint, name: str, hidden: str, update: 
     return outputs[0], outputs[3]
 
 
-def _attention(graph: Graph, checkpoint: Checkpoint, layer: int, x: str, rotary: list[str]) -> str:
+def _attention(
+    graph: Graph, checkpoint: Checkpoint, layer: int, x: str, rotary: list[str], scales: CacheScales | None
+) -> str:
     config, prefix = checkpoint.config.text, f"{MODEL}.layers.{layer}.self_attn"
     heads = {
         "q": config.num_attention_heads,
@@ -129,17 +144,27 @@ def _attention(graph: Graph, checkpoint: Checkpoint, layer: int, x: str, rotary:
         for kind, value in (("q", q), ("k", k))
     )
     shape: list[int | str] = ["B", config.num_key_value_heads, "C", config.head_dim]
-    past = [graph.input(f"past_{kind}.{layer}", np.float32, shape) for kind in ("key", "value")]
+    dtype: npt.DTypeLike = np.float32
+    steps, quantized = ["", ""], {}
+    if scales is not None:
+        dtype, quantized = np.int8, INT8_CACHE
+        steps = [graph.vector(f"{prefix}.{kind}_scale", row) for kind, row in zip("kv", scales, strict=True)]
+    past = [graph.input(f"past_{kind}.{layer}", dtype, shape) for kind in ("key", "value")]
     present = [f"present_{kind}.{layer}" for kind in ("key", "value")]
     seqlens_k, total_length, query_seqlens = LENGTHS
-    unused = [""] * 9  # rotary tables, attention bias, sinks, scales of a quantised cache, norms
+    tables, norms = [""] * 5, [""] * 2  # rotary tables, positions, attention bias, sinks: none of these
     y, *_ = graph.ops(
-        "GroupQueryAttention", [q, k, v, *past, seqlens_k, total_length, *unused, query_seqlens],
-        [f"{prefix}.attention", *present], domain=MICROSOFT,
-        num_heads=heads["q"], kv_num_heads=heads["k"], scale=config.head_dim**-0.5,
-    )  # fmt: skip
+        "GroupQueryAttention",
+        [q, k, v, *past, seqlens_k, total_length, *tables, *steps, *norms, query_seqlens],
+        [f"{prefix}.attention", *present],
+        domain=MICROSOFT,
+        num_heads=heads["q"],
+        kv_num_heads=heads["k"],
+        scale=config.head_dim**-0.5,
+        **quantized,
+    )
     for name in present:
-        graph.output(name, name, np.float32, shape)
+        graph.output(name, name, dtype, shape)
     return _linear(graph, checkpoint, f"{prefix}.o_proj", y)
 
 
