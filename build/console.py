@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from rich.console import Console as Rich
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 LINE_EVERY_S = 10.0  # a CI log wants to know that a long stage is alive, not each of its steps
+RECENT = 8  # reports whose pace tells the time remaining: layers and batches differ along the way
 
 Report = Callable[[int, int], None]
+
+
+@dataclass
+class Pace:
+    """The time remaining, from how fast the last units went; what an earlier run did has no pace."""
+
+    recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    def seconds_left(self, done: int, total: int, now: float) -> float | None:
+        """None until a unit has been seen to finish. Fewer units done than before begin a new count."""
+        if self.recent and done < self.recent[-1][0]:
+            self.recent.clear()
+        self.recent.append((done, now))
+        first, began = self.recent[0]
+        return (now - began) / (done - first) * (total - done) if done > first else None
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `1 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class Console:
@@ -32,30 +58,41 @@ class Console:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Report]:
-        """Yields a function of (done, total)."""
-        if self.rich.is_terminal:
-            columns = (
-                TextColumn("        {task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            with Progress(*columns, console=self.rich, transient=True) as bar:
-                task = bar.add_task(title, total=None)
-                yield lambda done, total: bar.update(task, completed=done, total=total)
-        else:
-            yield _plain(self, title)
+        """Yields a function of (done, total), to be called at the start and after every unit of work."""
+        pace = Pace()
+        if not self.rich.is_terminal:
+            yield _plain(self, title, pace)
+            return
+        columns = (
+            TextColumn("        {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        with Progress(*columns, console=self.rich, transient=True) as bar:
+            task = bar.add_task(title, total=None, left="")
+
+            def report(done: int, total: int) -> None:
+                left = _left(pace.seconds_left(done, total, time.monotonic()))
+                bar.update(task, completed=done, total=total, left=left)
+
+            yield report
 
 
-def _plain(console: Console, title: str) -> Report:
-    began = last = time.monotonic()
+def _plain(console: Console, title: str, pace: Pace) -> Report:
+    printed = time.monotonic()
 
     def report(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal printed
         now = time.monotonic()
-        if now - last >= LINE_EVERY_S and done:
-            last = now
-            remaining = (now - began) / done * (total - done)
-            console.say(f"{title}: {done}/{total}, about {remaining:.0f} s to go")
+        left = pace.seconds_left(done, total, now)
+        if now - printed >= LINE_EVERY_S and done < total:
+            printed = now
+            told = _left(left)
+            console.say(f"{title}: {done}/{total}{', ' + told if told else ''}")
 
     return report
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"about {duration(seconds)} to go"

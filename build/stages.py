@@ -59,7 +59,7 @@ def quantized(method: str, base: Entry, source: Source, settings: Quantize, cons
     def run(out: Path, scratch: Path) -> dict[str, Any]:
         from quantize.pipeline import quantize_checkpoint
 
-        with console.progress(f"{method} layers") as report:
+        with console.progress(f"{method} samples, layers") as report:
             receipt = quantize_checkpoint(
                 base.path,
                 out,
@@ -166,6 +166,7 @@ def evaluated(
         questions = read_items(asked.path / "items.jsonl")
         processor, session = Processor.load(artifact.path), open_session(artifact.path)
         with console.progress(f"{variant} answers") as report:
+            report(0, len(questions))
             observations = evaluate(
                 session,
                 processor,
