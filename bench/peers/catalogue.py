@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A range would admit builds of torch that bring gigabytes of CUDA; the exporters ask for transformers 4.
-CONVERTING = ("torch==2.13.0", "transformers==4.57.6")
+TORCH = "torch==2.13.0"  # a range would admit builds that bring gigabytes of CUDA
+TRANSFORMERS = "transformers==4.57.6"  # what optimum-intel asks for
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,25 @@ class Peer:
 
 LLAMA_CPP = Environment(
     "llama-cpp",
-    (*CONVERTING, "gguf==0.19.0", "sentencepiece==0.2.3", "pillow>=12"),
+    (TORCH, TRANSFORMERS, "gguf==0.19.0", "sentencepiece==0.2.3", "pillow>=12"),
     "llama-cpp-python==0.3.36",
 )
 IK_LLAMA_CPP = Environment("ik-llama-cpp", ("ik-llama-cpp-python==0.1.5",))  # built for AVX2
 OPENVINO = Environment(
-    "openvino", (*CONVERTING, "openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0")
+    "openvino", (TORCH, TRANSFORMERS, "openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0")
 )
 GENAI = Environment(
     "onnxruntime-genai",
-    (*CONVERTING, "onnxruntime-genai==0.18.0", "onnxruntime==1.32.0", "onnx-ir==1.1.0", "onnxscript==0.7.2"),
+    (
+        TORCH,
+        "transformers==5.23.0",
+        "onnxruntime-genai==0.18.0",
+        "onnxruntime==1.32.0",
+        "onnx==1.23.2",
+        "onnx-ir==1.1.0",
+        "onnxscript==0.7.2",
+        "tqdm",
+    ),
 )
 
 TEXT = Conversion("text", "text")

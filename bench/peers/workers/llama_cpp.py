@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +14,12 @@ import numpy as np
 
 from bench.peers.workers.protocol import About, Tokens, serve, size, stepwise
 
-CONTEXT = 4096  # tokens of all sequences together
+CONTEXT = 1024  # tokens of all sequences together; each has its equal part of the cache
 TYPES = {0: ("f32", 4.0), 1: ("f16", 2.0), 8: ("q8_0", 34 / 32), 30: ("bf16", 2.0)}  # of ggml
 
 
 class LlamaModel:
-    """A GGUF file, its context of up to 8 sequences, and beside it mmproj.gguf, the vision tower."""
+    """A GGUF file, and beside it mmproj.gguf, the vision tower."""
 
     def __init__(self, directory: Path, threads: int) -> None:
         self.threads = threads
@@ -31,16 +32,11 @@ class LlamaModel:
         )
         if not self.model:
             raise RuntimeError(f"{file} cannot be loaded")
-        options = self.api.llama_context_default_params()
-        options.n_ctx, options.n_seq_max = CONTEXT, 8
-        options.n_threads = options.n_threads_batch = threads
-        if not self.fork:
-            options.kv_unified = True  # else each sequence gets an eighth of the context
-        self.context = self.api.llama_init_from_model(self.model, options)
-        if not self.context:
-            raise RuntimeError("no context could be made")
         self.vocabulary = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
-        self.batch = self.api.llama_batch_init(CONTEXT, 0, 8)
+        self.batch = self.api.llama_batch_init(CONTEXT, 0, 1)
+        self.sequences, self.context = 0, 0
+        self._reset(1)
+        options = self.api.llama_context_default_params()
         package = "ik-llama-cpp-python" if self.fork else "llama-cpp-python"
         kv, width = TYPES.get(options.type_k, (f"ggml type {options.type_k}", 2.0))
         vision = size(self.projector) if self.projector.exists() else 0
@@ -48,10 +44,7 @@ class LlamaModel:
 
     def generate(self, prompts: list[Tokens], count: int) -> list[float]:
         """See Model.generate."""
-        if self.fork:
-            self.api.llama_kv_cache_clear(self.context)
-        else:
-            self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        self._reset(len(prompts))
         length = 0
 
         def append(tokens: list[Tokens]) -> list[Tokens]:
@@ -66,22 +59,46 @@ class LlamaModel:
 
         return stepwise(append, append, prompts, count)
 
+    def _reset(self, sequences: int) -> None:
+        """An empty cache for so many sequences."""
+        if sequences == self.sequences:
+            if self.fork:
+                self.api.llama_kv_cache_clear(self.context)
+            else:
+                self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+            return
+        if self.context:
+            self.api.llama_free(self.context)
+        options = self.api.llama_context_default_params()
+        options.n_ctx, options.n_batch, options.n_seq_max = CONTEXT, CONTEXT, sequences
+        options.n_threads = options.n_threads_batch = self.threads
+        self.sequences, self.context = sequences, self.api.llama_init_from_model(self.model, options)
+        if not self.context:
+            raise RuntimeError("no context could be made")
+
     def _decode(self, entries: list[tuple[int, int, int, bool]]) -> list[Tokens]:
         """Passes (token, position, sequence, wants logits); the likeliest next token of every sequence."""
-        found, limit = [], self.api.llama_context_default_params().n_batch
-        for start in range(0, len(entries), limit):
-            part = entries[start : start + limit]
-            self.batch.n_tokens = len(part)
-            for i, (token, position, sequence, last) in enumerate(part):
-                self.batch.token[i], self.batch.pos[i] = token, position
-                self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, sequence
-                self.batch.logits[i] = last
-            if code := self.api.llama_decode(self.context, self.batch):
-                raise RuntimeError(f"llama_decode gave {code}")
-            for i in [i for i, entry in enumerate(part) if entry[3]]:
-                logits = self.api.llama_get_logits_ith(self.context, i)
-                found.append([int(np.ctypeslib.as_array(logits, (self.vocabulary,)).argmax())])
-        return found
+        self.batch.n_tokens = len(entries)
+        for i, (token, position, sequence, last) in enumerate(entries):
+            self.batch.token[i], self.batch.pos[i] = token, position
+            self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, sequence
+            self.batch.logits[i] = last
+        if code := self.api.llama_decode(self.context, self.batch):
+            raise RuntimeError(f"llama_decode gave {code}")
+        rows = [self.api.llama_get_logits_ith(self.context, i) for i, entry in enumerate(entries) if entry[3]]
+        return [[int(np.ctypeslib.as_array(row, (self.vocabulary,)).argmax())] for row in rows]
+
+    @cached_property
+    def _tower(self) -> Any:
+        from llama_cpp import mtmd_cpp as mtmd
+
+        options = mtmd.mtmd_context_params_default()
+        options.use_gpu, options.warmup, options.print_timings = False, False, False
+        options.n_threads = self.threads
+        tower = mtmd.mtmd_init_from_file(str(self.projector).encode(), self.model, options)
+        if not tower:
+            raise RuntimeError(f"{self.projector} cannot be loaded")
+        return tower
 
     def vision(self, image: Path) -> float:
         """See Model.vision; by libmtmd, which splits the picture before the clock starts."""
@@ -89,12 +106,7 @@ class LlamaModel:
             raise NotImplementedError("the Python package of the fork brings no vision")
         from llama_cpp import mtmd_cpp as mtmd
 
-        options = mtmd.mtmd_context_params_default()
-        options.use_gpu, options.n_threads, options.print_timings = False, self.threads, False
-        options.warmup = False
-        tower = mtmd.mtmd_init_from_file(str(self.projector).encode(), self.model, options)
-        if not tower:
-            raise RuntimeError(f"{self.projector} cannot be loaded")
+        tower = self._tower
         picture = _pixels(image)
         pixels = (ctypes.c_uint8 * picture.size).from_buffer_copy(picture.tobytes())
         bitmap = mtmd.mtmd_bitmap_init(picture.shape[1], picture.shape[0], pixels)
