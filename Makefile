@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all test check
+.PHONY: setup all test check bench
 
 setup: .venv/ready  ## .venv from the lock
 
@@ -15,6 +15,10 @@ all: setup  ## checkpoint -> ONNX -> INT4 -> measured -> gated -> published
 
 test: setup check  ## everything CI holds the project to
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
+
+bench: setup  ## how long the hot pieces take beside the machine's floor; ARTIFACT=DIR for one of your own
+	$(VENV)/python -m pytest tests/benchmarks/hot_pieces.py tests/benchmarks/scripted_speculation.py \
+		--benchmark-columns=median,iqr,rounds $(if $(ARTIFACT),--artifact $(ARTIFACT))
 
 check: setup
 	$(VENV)/ruff check .

@@ -65,14 +65,38 @@ def test_candidates_equal_transformers(sampling: Sampling, seed: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
 
 
-def test_draws_follow_the_probabilities() -> None:
-    sampling, random = Sampling(1.0, top_k=12), np.random.default_rng(5)
-    logits = random_logits(1, 40)
+@pytest.mark.parametrize("spread", [0.5, 3.0, 10.0])  # from a flat distribution to one likely token
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0, top_p=0.9),
+        Sampling(1.0, top_p=0.9999),
+        Sampling(1.0, min_p=0.02),
+        Sampling(1.0, min_p=1e-4),
+        Sampling(1.0, top_p=0.95, min_p=0.3),
+        Sampling(1.0, top_k=2000, top_p=0.8),
+    ],
+)
+def test_candidates_of_a_large_vocabulary_equal_transformers(sampling: Sampling, spread: float) -> None:
+    logits = random_logits(4, 30_000) * np.float32(spread / 3)
     tokens, probabilities = candidates(logits, sampling)
-    draws = [next_token(logits, sampling, random) for _ in range(2000)]
-    counts = [draws.count(token) for token in tokens]
-    assert sum(counts) == len(draws)
-    assert stats.chisquare(counts, probabilities * len(draws)).pvalue > 0.01
+    found = np.zeros(len(logits))
+    found[tokens] = probabilities
+    np.testing.assert_allclose(found, transformers_probabilities(logits, sampling), rtol=1e-5, atol=1e-7)
+    assert (np.diff(probabilities) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1.0, top_k=12), Sampling(1.5), Sampling(1.5, top_p=0.9), Sampling(1.0, min_p=0.02)]
+)
+def test_draws_follow_the_probabilities(sampling: Sampling) -> None:
+    random, logits = np.random.default_rng(5), random_logits(1, 40)
+    expected = transformers_probabilities(logits, sampling)
+    draws = np.bincount([next_token(logits, sampling, random) for _ in range(3000)], minlength=40)
+    often = expected > 0.003  # the rest together, as the test wants five or more of each
+    assert draws[expected == 0].sum() == 0
+    counts, shares = (np.append(x[often], x[~often].sum()) for x in (draws, expected))
+    assert stats.chisquare(counts[shares > 0], 3000 * shares[shares > 0]).pvalue > 0.01
 
 
 def test_temperature_zero_is_greedy() -> None:
