@@ -27,7 +27,9 @@ def tokens(
     """Up to `max_tokens` tokens after a prompt, each with whether it took no pass of its own.
 
     speculate: draft always, never, or (None) where it pays. The tokens are the same: each is chosen from the
-    model's logits with the request's random numbers, whether a draft foretold it or not.
+    model's logits with the request's random numbers, whether a draft foretold it or not. Kernels that round
+    activations to 8 bits do so a little differently for one token and for several, as for a batch: there a
+    tie between two tokens may fall the other way.
     """
     random = np.random.default_rng(sampling.seed)
     logits, cache = session.prefill([inputs], capacity=len(inputs.input_ids) + max_tokens)

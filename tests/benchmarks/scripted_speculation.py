@@ -22,7 +22,7 @@ from engines.speculation import tokens
 
 PROMPT, ANSWER = 256, 128  # tokens
 SCRIPTS = 4
-COPIED = {"extraction": (8, 24), "no repeats": (0, 0), "false starts": (3, 4)}  # lengths of copied spans
+COPIED = {"extraction": (10, 30), "no repeats": (0, 0), "false starts": (2, 2)}  # lengths of copied spans
 
 
 class Scripted:
@@ -46,7 +46,7 @@ class Scripted:
 
 
 def script(kind: str, vocabulary: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A prompt and its answer: spans of the prompt with one or two new tokens between."""
+    """A prompt and its answer: spans of the prompt with one to four new tokens between."""
     random = np.random.default_rng(seed)
     fresh = iter(random.permutation(vocabulary - 1000)[: PROMPT + 2 * ANSWER])  # no token occurs twice
     prompt = np.array([next(fresh) for _ in range(PROMPT)])
@@ -56,7 +56,7 @@ def script(kind: str, vocabulary: int, seed: int) -> tuple[NDArray[np.int64], ND
         size = int(random.integers(low, high + 1))
         start = int(random.integers(0, PROMPT - size))
         answer += [int(token) for token in prompt[start : start + size]]
-        answer += [int(next(fresh)) for _ in range(random.integers(1, 3))]
+        answer += [int(next(fresh)) for _ in range(random.integers(1, 5))]
     return prompt, np.array(answer[:ANSWER])
 
 
