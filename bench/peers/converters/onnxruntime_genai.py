@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -14,9 +15,8 @@ def convert(source: Path, out: Path) -> None:
     """Write the folder that onnxruntime-genai opens."""
     builder = (sys.executable, "-m", "onnxruntime_genai.models.builder")
     options = ("-p", "int4", "-e", "cpu", "--extra_options", "block_size=128", "prune_lm_head=true")
-    subprocess.run(
-        [*builder, "-i", str(source), "-o", str(out), "-c", str(out / "cache"), *options], check=True
-    )
+    with tempfile.TemporaryDirectory(dir=out.parent) as cache:
+        subprocess.run([*builder, "-i", str(source), "-o", str(out), "-c", cache, *options], check=True)
 
 
 if __name__ == "__main__":
