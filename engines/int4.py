@@ -5,6 +5,7 @@ Every storage layout (engines.packing) is an exact, invertible rearrangement of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,18 @@ class Int4:
         grouped -= ZERO_POINT
         grouped *= self.scales.astype(np.float32)[:, :, None]
         return grouped.reshape(rows, columns)
+
+
+def stacked(weights: Sequence[Int4]) -> Int4:
+    """The weights of several layers that read the same input as one, outputs one after another.
+
+    Raises ValueError unless they have the same inputs and groups.
+    """
+    sizes = {weight.group_size for weight in weights}
+    if len(sizes) != 1:
+        raise ValueError(f"groups of {sorted(sizes)}: weights are stacked with groups of one size")
+    codes = np.concatenate([weight.codes for weight in weights])
+    return Int4(codes, np.concatenate([weight.scales for weight in weights]), sizes.pop())
 
 
 def nearest(weight: NDArray[np.floating], group_size: int) -> Int4:

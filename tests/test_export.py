@@ -129,9 +129,9 @@ def test_int4_weights_stay_4_bits(int4_pair: tuple[Path, Path], tmp_path: Path) 
         {a.name: a.i for a in node.attribute} for node in graph.node if node.op_type == "MatMulNBits"
     ]
     layers = Checkpoint.open(int4_pair[0]).config.text.num_hidden_layers
-    assert len(attributes) == 7 * layers + 1
+    assert len(attributes) == 4 * layers + 1  # q+k+v, o, gate+up, down; the head
     assert {(a["bits"], a["accuracy_level"]) for a in attributes} == {(4, 4)}
-    assert sorted(a["block_size"] for a in attributes) == [32] * 7 * layers + [128]
+    assert sorted(a["block_size"] for a in attributes) == [32] * 4 * layers + [128]
     codes = [t for t in graph.initializer if t.name.endswith(".codes")]
     assert all(t.data_type == onnx.TensorProto.UINT8 for t in codes)
     assert sum(np.prod(t.dims) for t in codes) == sum(a["N"] * a["K"] // 2 for a in attributes)

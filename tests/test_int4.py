@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engines.int4 import Int4, nearest
+from engines.int4 import Int4, nearest, stacked
 
 
 def test_hand_worked_matrix() -> None:
@@ -71,3 +71,12 @@ def test_nearest_is_within_half_a_step() -> None:
     error = np.abs(found.dequantize() - weight) / steps
     assert error.max() < 1.01
     assert (error > 0.501).mean() < 0.03
+
+
+def test_stacked_is_the_weights_one_after_another() -> None:
+    random = np.random.default_rng(0)
+    weights = [nearest(random.standard_normal((rows, 32)).astype(np.float32), 16) for rows in (3, 5)]
+    expected = np.concatenate([weight.dequantize() for weight in weights])
+    np.testing.assert_array_equal(stacked(weights).dequantize(), expected)
+    with pytest.raises(ValueError, match=r"groups of \[16, 32\]"):
+        stacked([weights[0], nearest(expected, 32)])

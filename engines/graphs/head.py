@@ -14,7 +14,7 @@ from engines.graphs.builder import Array, Graph
 from engines.int4 import nearest
 from engines.onnx_files import EmbeddingTable
 
-EXACT = 64  # logits of each row that are computed from 16-bit weights
+EXACT = 32  # logits of each row that are computed from 16-bit weights
 
 
 def head(graph: Graph, checkpoint: Checkpoint, x: str, embedding: EmbeddingTable) -> str:
