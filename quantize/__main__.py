@@ -6,8 +6,11 @@ import argparse
 import json
 import shutil
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 from engines.errors import UserError
@@ -97,22 +100,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Reports steps on stderr: a bar on a terminal, a line for every layer and finished step elsewhere."""
+    """Reports steps on stderr, with the time remaining: a bar on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty():
-        yield _plain
+        yield plain_lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    # The pace of the last ten minutes: by default rich forgets after 30 s, less than a layer may take.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bars:
         tasks = {step: bars.add_task(step, total=None) for step in ("calibrate", "quantize", "write")}
         yield lambda step, done, total: bars.update(tasks[step], completed=done, total=total)
 
 
-def _plain(step: str, done: int, total: int) -> None:
-    if done == total or (step == "quantize" and done):
-        print(f"{step} {done}/{total}", file=sys.stderr, flush=True)
+def plain_lines(clock: Callable[[], float] = time.monotonic) -> Callable[[str, int, int], None]:
+    """Prints a line for every layer, and of other steps at most one in ten seconds and the last.
+
+    The time remaining of a step goes by the pace of its last few units.
+    """
+    recent: dict[str, deque[tuple[int, float]]] = {}
+    printed = -inf
+
+    def report(step: str, done: int, total: int) -> None:
+        nonlocal printed
+        now = clock()
+        times = recent.setdefault(step, deque(maxlen=6))
+        times.append((done, now))
+        if done == total or (done and (step == "quantize" or now - printed >= 10)):
+            first, began = times[0]
+            left = (now - began) / max(1, done - first) * (total - done)
+            remaining = f", about {duration(left)} to go" if first < done < total else ""
+            print(f"{step} {done}/{total}{remaining}", file=sys.stderr, flush=True)
+            printed = now
+
+    return report
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then whole minutes."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":

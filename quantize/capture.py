@@ -18,7 +18,7 @@ from engines.checkpoint import Checkpoint
 from engines.errors import UserError
 from engines.processor import Inputs
 
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 1024  # memory of this size is reused; larger pieces are mapped and cleared anew each time
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Activations:
     deepstack: torch.Tensor
 
     def batches(self) -> Iterator[tuple[slice, int]]:
-        """Rows of some sequences of one length, a few thousand tokens, and how many sequences they are."""
+        """Rows of some sequences of one length, about a thousand tokens, and how many sequences they are."""
         start = 0
         for length, run in groupby(self.lengths):
             count, most = len(list(run)), max(1, TOKENS_AT_ONCE // length)

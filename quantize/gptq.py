@@ -9,12 +9,13 @@ in, so the result has contiguous groups and needs no g_idx.
 from __future__ import annotations
 
 import torch
+from scipy.linalg import lapack
 
 from engines.errors import UserError
 from engines.int4 import Int4
 from quantize.scales import nearest, pack, search
 
-BLOCK = 128  # columns whose updates are applied to the rest in one matrix product
+BLOCK = 128  # columns that take up the errors of all before them in one matrix product
 
 
 def gptq(
@@ -29,29 +30,29 @@ def gptq(
 
     Raises UserError when the Hessian is not finite or stays indefinite under heavy damping.
     """
-    N, K = W.shape
+    K = W.shape[1]
     diagonal = hessian.diagonal()
     # Later columns make up for errors that are correlated with them, so only the diagonal sets the scales.
-    scales = search(W, group_size, torch.diag(diagonal))
+    scales = search(W, group_size, diagonal)
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(K)
-    U = inverse_factor(hessian[order][:, order], damping).float()
-    step = scales.T[order // group_size].contiguous()  # scale of each column, in processing order [K, N]
-    rest = W.float().T[order].contiguous()  # columns as rows: what remains to be represented
-    codes = torch.empty_like(rest)
+    U = inverse_factor(hessian[order[:, None], order], damping)
+    steps, groups = scales.T.contiguous(), (order // group_size).tolist()
+    rest = W.float().T[order]  # columns as rows [K, N]: what remains to be represented, then the codes
+    errors = torch.empty_like(rest)
     for start in range(0, K, BLOCK):
         end = min(start + BLOCK, K)
-        errors = torch.empty(end - start, N)
+        rest[start:end].addmm_(U[:start, start:end].T, errors[:start], alpha=-1)
         for j in range(start, end):
-            codes[j] = nearest(rest[j], step[j])
-            error = errors[j - start]
-            error.copy_((rest[j] - codes[j] * step[j]) / U[j, j])
-            rest[j + 1 : end].addr_(U[j, j + 1 : end], error, alpha=-1)
-        rest[end:].addmm_(U[start:end, end:].T, errors, alpha=-1)
-    return pack(codes[torch.argsort(order)].T.contiguous(), scales, group_size)
+            column, step = rest[j], steps[groups[j]]
+            column.addmv_(errors[start:j].T, U[start:j, j], alpha=-1)
+            codes = nearest(column, step)
+            torch.addcmul(column, codes, step, value=-1, out=errors[j]).div_(U[j, j])
+            column.copy_(codes)
+    return pack(rest[torch.argsort(order)].T, scales, group_size)
 
 
 def inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper triangular U with U^T U = (H + damping)^-1, in float64.
+    """Upper triangular U with U^T U = (H + damping)^-1; in float64 where float32 does not do.
 
     Row j of U holds how the error of column j spreads over the columns after it. A column without any input
     has only its damping on the diagonal: it is rounded to nearest and neither gives nor takes an error.
@@ -59,14 +60,19 @@ def inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     """
     if not torch.isfinite(hessian).all():
         raise UserError("the activations of a layer are not finite: check the checkpoint's weights")
+    mean = float(hessian.diagonal().mean()) or 1.0
     # With J the reversal, J H J = L L^T gives H = R R^T for the upper R = J L J, and U = R^-1 = J L^-1 J.
-    H, eye = hessian.double().flip(0, 1), torch.eye(len(hessian), dtype=torch.float64)
-    mean = float(H.diagonal().mean()) or 1.0
     for heavier in (1, 10, 100, 1000):
-        L, failed = torch.linalg.cholesky_ex(H + damping * heavier * mean * eye)
-        if not failed:
-            inverse: torch.Tensor = torch.linalg.solve_triangular(L, eye, upper=False)
-            return inverse.flip(0, 1)
+        for potrf, trtri, dtype in (
+            (lapack.spotrf, lapack.strtri, torch.float32),
+            (lapack.dpotrf, lapack.dtrtri, torch.float64),
+        ):
+            H = hessian.to(dtype).flip(0, 1)
+            H.diagonal().add_(damping * heavier * mean)
+            L, failed = potrf(H.numpy().T, lower=True, overwrite_a=True)
+            if not failed:
+                inverse, _ = trtri(L, lower=True, overwrite_c=True)
+                return torch.from_numpy(inverse).flip(0, 1).float().contiguous()
     raise UserError(
         f"the Hessian of a layer is not positive definite, even damped by {damping * heavier:g} of its mean "
         "diagonal: calibrate on more samples or with a larger damping"

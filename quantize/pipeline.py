@@ -1,4 +1,4 @@
-"""Checkpoint in, quantised checkpoint out, layer by layer; each sees what those before it now pass on.
+"""Checkpoint in, quantised checkpoint out, layer by layer; each linear sees what those before it now pass on.
 
 After every layer its codes and the hidden states it passes on are kept in the work folder. A run that was
 killed goes on from there and ends with the same bytes.
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
 from engines.artifact import canonical_digest, hash_file
@@ -23,11 +22,11 @@ from engines.processor import Processor
 from quantize.calibration import Sample, prepare, read_samples, receipt
 from quantize.capture import capture
 from quantize.layers import LINEARS, Decoder, add_deepstack, layer_prefix, load_layer
-from quantize.methods import quantize_layer, relative_errors
+from quantize.methods import Quantized
 from quantize.work import Work
 from quantize.writer import FORMATS, quantization_config, write_checkpoint
 
-VERSION = 1  # of the algorithms; part of the key under which unfinished work is found again
+VERSION = 2  # of the algorithms; part of the key under which unfinished work is found again
 METHODS = ("rtn", "gptq", "awq")
 GROUP_SIZES = (32, 64, 128)
 Progress = Callable[[str, int, int], None]
@@ -136,17 +135,10 @@ def _quantize_layers(
     decoder = Decoder(source)
     for index in range(done, layers):
         tensors = load_layer(source, index)
-        statistics = decoder.measure(tensors, activations)
-        quantized = quantize_layer(
-            settings["method"], tensors, statistics, settings["group_size"], settings["damping"]
-        )
-        errors = relative_errors(tensors, quantized, statistics, settings["group_size"])
-        tensors |= quantized.changed
-        for name, linear in quantized.linears.items():
-            tensors[f"{name}.weight"] = torch.from_numpy(linear.dequantize())
-        hidden = add_deepstack(decoder.run(tensors, activations), activations, index)
+        layer = Quantized(tensors, settings["method"], settings["group_size"], settings["damping"])
+        hidden = add_deepstack(decoder.run(tensors, activations, layer.replace), activations, index)
         activations = activations.entering(hidden)
-        work.finish_layer(index, quantized.linears, quantized.changed, errors, hidden)
+        work.finish_layer(index, layer.linears, layer.changed, layer.errors, hidden)
         report("quantize", index + 1, layers)
     return work.receipt()
 

@@ -19,6 +19,7 @@ from engines.int4 import Int4
 SMALLEST = 2.0**-14  # smallest normal float16: below it kernels may flush to zero
 LARGEST = 65280.0  # largest value of 8 significant bits in float16
 SHRINKS = tuple(1 - step / 40 for step in range(21))  # 1.0 down to 0.5 of the range
+ROWS = 2048  # searched at once: their intermediate results stay in the cache
 
 
 def absmax(W: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -31,24 +32,37 @@ def search(
 ) -> torch.Tensor:
     """`absmax`, with the range of each group clipped where that lowers the group's own output error.
 
-    The error of a group is d H_g d^T, with d its rounding error and H_g its block of the Hessian [K, K]; the
-    grid contains no clipping, so the result is never worse than `absmax` by this measure.
+    The error of a group is d H_g d^T, with d its rounding error and H_g its block of the Hessian
+    [K / group_size, group_size, group_size], or of its diagonal [K]; the grid contains no clipping, so the
+    result is never worse than `absmax` by this measure.
 
     """
-    weights = grouped(W, group_size).transpose(0, 1)  # [G, N, g]
-    groups = len(weights)
-    blocks = hessian.reshape(groups, group_size, groups, group_size)
-    blocks = blocks[torch.arange(groups), :, torch.arange(groups)]  # diagonal blocks [G, g, g]
-    limit = weights.abs().amax(-1) / 7
-    best = exact(limit)
-    lowest = torch.full_like(best, torch.inf)
+    best = torch.empty(len(W), W.shape[1] // group_size)
+    for group in range(best.shape[1]):
+        columns = slice(group * group_size, (group + 1) * group_size)
+        seen = hessian[columns] if hessian.ndim == 1 else hessian[group]
+        for start in range(0, len(W), ROWS):
+            rows = slice(start, start + ROWS)
+            best[rows, group] = _search_group(W[rows, columns].contiguous(), seen, shrinks)
+    return best
+
+
+def _search_group(W: torch.Tensor, hessian: torch.Tensor, shrinks: Sequence[float]) -> torch.Tensor:
+    limit = W.abs().amax(1) / 7
+    best, lowest = torch.empty_like(limit), torch.full_like(limit, torch.inf)
     for shrink in shrinks:
         scales = exact(limit * shrink)
-        delta = nearest(weights, scales[..., None]) * scales[..., None] - weights
-        error = (torch.bmm(delta, blocks) * delta).sum(-1)
+        delta = nearest(W, scales[:, None]).mul_(scales[:, None]).sub_(W)
+        error = delta.square_() @ hessian if hessian.ndim == 1 else (delta @ hessian).mul_(delta).sum(1)
         better = error < lowest
         best, lowest = torch.where(better, scales, best), torch.where(better, error, lowest)
-    return best.T.contiguous()
+    return best
+
+
+def diagonal_blocks(hessian: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Of each group of columns its own block [K / group_size, group_size, group_size] of [K, K]."""
+    groups = torch.arange(len(hessian) // group_size)
+    return hessian.reshape(len(groups), group_size, len(groups), group_size)[groups, :, groups]
 
 
 def encode(W: torch.Tensor, scales: torch.Tensor, group_size: int) -> Int4:
@@ -58,12 +72,13 @@ def encode(W: torch.Tensor, scales: torch.Tensor, group_size: int) -> Int4:
 
 def pack(codes: torch.Tensor, scales: torch.Tensor, group_size: int) -> Int4:
     """Signed codes -8..7 [N, K] and scales in the canonical form: codes 0..15 about a zero point of 8."""
-    return Int4((codes + 8).to(torch.uint8).numpy(), scales.numpy().astype(np.float16), group_size)
+    unsigned = (codes + 8).to(torch.uint8).contiguous()
+    return Int4(unsigned.numpy(), scales.numpy().astype(np.float16), group_size)
 
 
 def nearest(W: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The nearest code in -8..7, as float."""
-    return (W / scales).round().clamp(-8, 7)
+    return (W / scales).round_().clamp_(-8, 7)
 
 
 def exact(scales: torch.Tensor) -> torch.Tensor:

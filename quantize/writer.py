@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from engines.artifact import write_json
@@ -16,7 +14,7 @@ from engines.checkpoint import SIDE_FILES, SINGLE, Checkpoint
 from engines.config import read_json
 from engines.int4 import Int4
 from engines.packing import to_autogptq, to_awq, to_compressed_tensors
-from engines.safetensors import DTYPES
+from engines.safetensors import stream_safetensors
 
 Array = NDArray[Any]
 
@@ -114,23 +112,6 @@ def write_checkpoint(
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Streams arrays into a safetensors file, which appears under its name when it is complete.
-
-    Wider types come first, so that every tensor lies aligned to its own size.
-    """
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    types = {np.dtype(kind): name for name, kind in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in names:
-        array = tensors[name]
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": types[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
-    partial.replace(path)
+    """Writes arrays into a safetensors file, which appears under its name when it is complete."""
+    layout = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+    stream_safetensors(path, layout, lambda name: [tensors[name]])

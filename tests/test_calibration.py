@@ -19,7 +19,7 @@ from engines.processor import Inputs, Processor
 from engines.reference import ReferenceSession
 from quantize.calibration import prepare, read_samples, receipt
 from quantize.capture import Activations, capture
-from quantize.layers import GROUPS, Decoder, add_deepstack, load_layer
+from quantize.layers import BLOCK, GROUPS, Decoder, Group, Statistics, add_deepstack, load_layer
 
 PACKAGED = Path(__file__).resolve().parent.parent / "quantize" / "calibration.jsonl"
 
@@ -116,6 +116,33 @@ def test_sequences_of_one_length_run_together_as_they_would_alone(
     torch.testing.assert_close(decoder.run(tensors, together), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_second_moments_of_more_columns_than_a_block() -> None:
+    X = torch.randn(300, 2 * BLOCK + 70, generator=torch.Generator().manual_seed(0))
+    found = Statistics(X.shape[1], len(X))
+    for rows in X.split(128):
+        found.add(rows)
+    torch.testing.assert_close(found.hessian, X.T @ X / len(X), rtol=1e-4, atol=1e-5)
+    assert (found.hessian == found.hessian.T).all()
+    torch.testing.assert_close(found.magnitude, X.abs().mean(0))
+
+
+def test_a_group_sees_what_those_before_it_were_replaced_by(
+    checkpoint: Checkpoint, activations: Activations
+) -> None:
+    seen: dict[str, Statistics] = {}
+
+    def without_values(group: Group, found: Statistics) -> dict[str, torch.Tensor]:
+        seen[group.linears[0]] = found
+        names = [f"{name}.weight" for name in group.linears if name in ("self_attn.v_proj", "mlp.up_proj")]
+        return {name: torch.zeros_like(tensors[name], dtype=torch.float32) for name in names}
+
+    tensors = load_layer(checkpoint, 0)
+    hidden = Decoder(checkpoint).run(tensors, activations, without_values)
+    assert seen["self_attn.q_proj"].magnitude.min() > 0
+    assert seen["self_attn.o_proj"].magnitude.max() == seen["mlp.down_proj"].magnitude.max() == 0
+    assert (hidden == activations.hidden).all()
+
+
 def test_every_token_is_in_one_batch(activations: Activations) -> None:
     rows = [slice_ for slice_, _ in activations.batches()]
     assert rows[0].start == 0
@@ -135,7 +162,13 @@ def test_statistics_are_of_the_inputs_transformers_feeds_the_linears(
     for before in range(index):
         hidden = decoder.run(load_layer(checkpoint, before), activations.entering(hidden))
         hidden = add_deepstack(hidden, activations, before)
-    statistics = decoder.measure(load_layer(checkpoint, index), activations.entering(hidden))
+    statistics: list[Statistics] = []
+
+    def keep(group: Group, found: Statistics) -> dict[str, torch.Tensor]:
+        statistics.append(found)
+        return {}
+
+    decoder.run(load_layer(checkpoint, index), activations.entering(hidden), keep)
     streams = {
         "self_attn.o_proj": observed(
             reference, prompts, f"{prefix}.post_attention_layernorm", lambda i, _: i[0]

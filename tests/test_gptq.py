@@ -30,7 +30,7 @@ def textbook(
 ) -> np.ndarray:
     """Optimal Brain Quantization in a fixed order: the inverse is updated explicitly after every column."""
     diagonal = hessian.diagonal().double()
-    scales = search(W, group_size, torch.diag(hessian.diagonal())).double()
+    scales = search(W, group_size, hessian.diagonal()).double()
     columns = list(range(len(hessian)))
     if act_order:
         columns.sort(key=lambda column: -float(diagonal[column]))
@@ -72,7 +72,21 @@ def test_inverse_factor() -> None:
     U = inverse_factor(H, 0.01)
     assert (U.tril(-1) == 0).all()
     damped = H.double() + 0.01 * H.double().diagonal().mean() * torch.eye(40)
-    torch.testing.assert_close(U.T @ U, torch.linalg.inv(damped))
+    torch.testing.assert_close(U.double().T @ U.double(), torch.linalg.inv(damped), rtol=1e-4, atol=1e-3)
+
+
+def test_inverse_factor_goes_to_float64_before_it_damps_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randint(-9, 10, (20, 256), generator=generator).float()
+    H, damping = (
+        X.T @ X,
+        3e-8,
+    )  # whole numbers: of rank 20 exactly; float32 cannot see this damping
+    mean = float(H.diagonal().mean())
+    assert torch.linalg.cholesky_ex(H + damping * mean * torch.eye(256)).info
+    U = inverse_factor(H, damping).double()
+    damped = H.double() + damping * mean * torch.eye(256)
+    assert ((U @ damped @ U.T) - torch.eye(256)).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("act_order", [True, False])
@@ -100,7 +114,7 @@ def test_columns_without_input_round_to_nearest() -> None:
     dead = torch.tensor([3, 40, 63])
     X[:, dead] = 0
     H = X.T @ X / len(X)
-    nearest = encode(W, search(W, 32, torch.diag(H.diagonal())), 32)
+    nearest = encode(W, search(W, 32, H.diagonal()), 32)
     assert (gptq(W, H, 32).codes[:, dead] == nearest.codes[:, dead]).all()
 
 

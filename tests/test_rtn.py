@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quantize.rtn import rtn
-from quantize.scales import SHRINKS, absmax, encode, exact, search
+from quantize.scales import ROWS, SHRINKS, absmax, diagonal_blocks, encode, exact, search
 
 
 def test_hand_worked_matrix() -> None:
@@ -49,9 +49,17 @@ def test_exact_clamps_to_float16s_normal_range() -> None:
 def test_search_clips_an_outlier_that_no_input_reaches() -> None:
     W = torch.tensor([[8.0, 1.0, 1.5, 0.5]])
     # Nothing flows through the first column: the range may shrink to the grid's end, 8 / 7 / 2.
-    assert search(W, 4, torch.diag(torch.tensor([0.0, 1.0, 1.0, 1.0]))).item() < 0.6
+    assert search(W, 4, torch.tensor([0.0, 1.0, 1.0, 1.0])).item() < 0.6
     # Everything flows through it: absmax stays.
-    assert search(W, 4, torch.diag(torch.tensor([1e6, 1.0, 1.0, 1.0]))).item() == absmax(W, 4).item()
+    assert search(W, 4, torch.tensor([1e6, 1.0, 1.0, 1.0])).item() == absmax(W, 4).item()
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_search_by_the_diagonal_alone(group_size: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    W, diagonal = torch.randn(2 * ROWS + 3, 64, generator=generator), torch.rand(64, generator=generator)
+    blocks = diagonal_blocks(torch.diag(diagonal), group_size)
+    assert (search(W, group_size, diagonal) == search(W, group_size, blocks)).float().mean() > 0.999
 
 
 def test_search_finds_the_best_scale_of_its_grid() -> None:
@@ -66,5 +74,5 @@ def test_search_finds_the_best_scale_of_its_grid() -> None:
 
     full_range = W.reshape(8, 2, 32).abs().amax(-1) / 7
     best = torch.stack([errors(exact(full_range * shrink)) for shrink in SHRINKS]).amin(0)
-    torch.testing.assert_close(errors(search(W, 32, hessian)), best, rtol=1e-3, atol=0)
+    torch.testing.assert_close(errors(search(W, 32, diagonal_blocks(hessian, 32))), best, rtol=1e-3, atol=0)
     assert (best < errors(absmax(W, 32))).any()
