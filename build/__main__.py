@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="A.B=V",
         help="override a recipe field, for example evaluate.items=200",
+    )
+    recipe.add_argument(
+        "--memory", type=_bytes, metavar="SIZE", help="refuse a context that does not fit, for example 6GB"
     )
     out = argparse.ArgumentParser(add_help=False)
     out.add_argument("--out", type=Path, default=Path("artifacts"), metavar="DIR", help="default: artifacts")
@@ -69,6 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130
+
+
+def _bytes(text: str) -> int:
+    """`6GB`, `800MB` or a number of bytes; decimal units, as limits are stated."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a size such as 6GB or 800MB")
+    scale: int = 1000 ** " kMGT".index(found[2] or " ")
+    return round(float(found[1]) * scale)
 
 
 if __name__ == "__main__":

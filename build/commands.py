@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console as Rich
 from rich.table import Table
 
-from build.console import Console
+from build.console import Console, duration
 from build.pipeline import build_all
-from build.plan import plan
+from build.plan import check_memory, plan
 from build.publish import published, verify
 from build.recipe import Recipe, load_recipe
 from build.source import Source, resolve
@@ -20,11 +20,14 @@ from engines.artifact import MANIFEST, Manifest
 from engines.errors import UserError
 
 EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+DEFAULT_MEMORY = 6_000_000_000  # for which plan tells the longest contexts
 COLOUR = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "UNMEASURED": "blue"}
 
 
 def all_command(options: Namespace) -> int:
     recipe, source = _load(options)
+    if options.memory:
+        check_memory(recipe, source, options.memory)
     summary = build_all(recipe, source, options.out, Console())
     table = _table("variant", "verdict", "size", "peak memory", "decided by", "published at")
     for variant in summary["variants"]:
@@ -45,19 +48,23 @@ def all_command(options: Namespace) -> int:
 
 def plan_command(options: Namespace) -> int:
     recipe, source = _load(options)
-    planned = plan(recipe, source, options.out)
+    if options.memory:
+        check_memory(recipe, source, options.memory)
+    planned = plan(recipe, source, options.out, options.memory or DEFAULT_MEMORY)
     table = _table("stage", "name", "runs", "why", "about")
     for step in planned["steps"]:
-        seconds = f"{step['seconds']:.0f} s" if step["runs"] else ""
+        seconds = duration(step["seconds"]) if step["runs"] else ""
         table.add_row(step["stage"], step["name"], "yes" if step["runs"] else "no", step["reason"], seconds)
     _show(table, planned, options)
     if not options.json:
-        needs = _table("variant", "disk", f"memory at {planned['context']} tokens x {planned['batch']}")
+        at, within = f"{planned['context']} tokens x {planned['batch']}", _bytes(planned["memory"])
+        needs = _table("variant", "disk", f"memory at {at}", f"longest context in {within}")
         for variant in planned["variants"]:
-            needs.add_row(variant["name"], _bytes(variant["disk_bytes"]), _bytes(variant["memory_bytes"]))
+            figures = _bytes(variant["disk_bytes"]), _bytes(variant["memory_bytes"])
+            longest = f"{variant['longest_context']:,}" if variant["longest_context"] else "does not fit"
+            needs.add_row(variant["name"], *figures, longest)
         Rich(width=120).print(needs)
-        total = f"about {planned['seconds']:.0f} s and {_bytes(planned['disk_bytes'])} of disk"
-        print(f"{total}; latency is measured anew on each run")
+        print(f"about {duration(planned['seconds'])} and {_bytes(planned['disk_bytes'])} of disk")
     return 0
 
 

@@ -18,7 +18,7 @@ from bench.gate import gate
 from bench.latency import Timing, in_a_process, measure, of_arm
 from bench.verdict import Gate, Measurements
 from build.console import Console
-from build.recipe import MADE_FROM, Recipe, runs_in_onnxruntime
+from build.recipe import KINDS, Recipe
 from build.source import project_revision
 from build.store import Entry, processor_name
 
@@ -52,7 +52,7 @@ def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing
     from bench.tasks import read_items
     from engines.processor import Processor
 
-    arms = [variant for variant in built.artifacts if variant == "fp16" or runs_in_onnxruntime(variant)]
+    arms = [variant for variant in built.artifacts if variant == "fp16" or KINDS[variant].onnx]
     items = read_items(built.items.path / "items.jsonl")
     processor = Processor.load(built.artifacts["fp16"].path)
     requests = [processor(item.messages) for item in items[: recipe.latency.requests]]
@@ -67,7 +67,7 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
     limits = recipe.gate
     if variant == "fp16":  # nothing to compare the baseline with but the budget
         limits = limits.model_copy(update=dict.fromkeys((*QUALITY, *LATENCY)))
-    elif not runs_in_onnxruntime(variant):  # a checkpoint is as fast as the engine that will run it
+    elif not KINDS[variant].onnx:  # a checkpoint is as fast as the engine that will run it
         limits = limits.model_copy(update=dict.fromkeys(LATENCY))
     answers, fidelity = built.answers, built.answers[variant].path / "fidelity.json"
     measurements = Measurements(
@@ -93,9 +93,7 @@ def documents(
     """What goes into a published variant's evidence folder, by file name: files, texts and JSON."""
     answers, artifact = built.answers[variant].path, built.artifacts[variant].path
     # What calibration saw is written beside the weights it chose, which an engine was made from.
-    weights = (
-        built.artifacts[MADE_FROM[variant] or variant].path if runs_in_onnxruntime(variant) else artifact
-    )
+    weights = built.artifacts[KINDS[variant].made_from or variant].path if KINDS[variant].onnx else artifact
     files = [answers / name for name in ("observations.jsonl", "fidelity.json")]
     files += [weights / name for name in ("calibration.json", "quantization.json")]
     found: dict[str, Path | str | dict[str, Any]] = {file.name: file for file in files if file.is_file()}

@@ -1,33 +1,60 @@
-"""What a build will need, from the model's shape alone: bytes, memory at a context and batch, seconds.
+"""What a build will need, from the model's shape: bytes, memory at a context and batch, seconds.
 
-Bytes are counted, memory is counted plus the runtime's own footprint, time is operations over this
-machine's measured matrix-product rate. ``plan`` prints them; the gate never uses them.
+Bytes are counted. Memory is counted plus each runtime's own footprint. Time is counted operations and bytes
+over this machine's measured rates, of which each runtime reaches a share that was measured on the 2B shape
+(docs/log.md). ``plan`` prints them; the gate never uses them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
-from build.recipe import Recipe
-from build.stages import kv_cache_bytes
+from build.recipe import KINDS, Recipe
 from engines.config import ModelConfig
+from quantize.cost import operations
 
-# Footprint of a process before any weight is loaded.
-RUNTIME_BYTES = {"transformers": 425_000_000, "onnxruntime": 95_000_000}
-START_SECONDS = {
-    "checkpoint": 0.1,
-    "items": 2.0,
-    "quantize": 8.0,
-    "export": 1.0,
-    "evaluate": 6.0,
-    "memory": 6.0,
-}
-DISK_BYTES_PER_S = 300e6
-# A small model spends its time in calls rather than in products: this much for a token of one sequence.
-CALL_SECONDS_PER_LAYER = 60e-6
+CHUNK = 512  # tokens that pass onnxruntime's decoder at a time (engines.onnx_session)
+WRITE_BYTES_PER_S = 250e6  # what a disk is trusted with
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a way of running a model adds to what is counted."""
+
+    start_bytes: int  # of a process before any weight is loaded
+    start_seconds: float  # until the first request
+    prefill: float  # share of the measured product rate that a long prompt reaches
+    decode: float  # share of the measured read bandwidth that a step of one sequence reaches
+    call_seconds: float  # of each layer in each step, however small
+
+
+TRANSFORMERS = Runtime(425_000_000, 6.0, prefill=0.7, decode=0.45, call_seconds=60e-6)
+TRANSFORMERS_INT4 = Runtime(425_000_000, 14.0, prefill=0.6, decode=0.3, call_seconds=60e-6)
+ONNX_DENSE = Runtime(95_000_000, 2.0, prefill=0.7, decode=0.5, call_seconds=10e-6)
+ONNX_INT4 = Runtime(95_000_000, 2.0, prefill=1.0, decode=0.8, call_seconds=10e-6)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured here: fp32 operations a second of matrix products, bytes a second read and hashed."""
+
+    flops: float
+    read: float
+    hashed: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a prompt holds on average: tokens, and patches that pass the vision tower."""
+
+    tokens: float
+    patches: float
 
 
 @dataclass(frozen=True)
@@ -37,7 +64,8 @@ class Size:
     decoder_linears: int
     embedding: int
     head: int
-    vision: int
+    vision_blocks: int
+    mergers: int
     other: int
 
     @classmethod
@@ -56,66 +84,165 @@ class Size:
             decoder_linears=text.num_hidden_layers * linears,
             embedding=embedding,
             head=0 if config.tie_word_embeddings else embedding,
-            vision=vision.depth * block + mergers + tables,
-            other=norms,
+            vision_blocks=vision.depth * block,
+            mergers=mergers,
+            other=norms + tables,
         )
+
+    @property
+    def vision(self) -> int:
+        return self.vision_blocks + self.mergers
 
     @property
     def total(self) -> int:
         return self.decoder_linears + self.embedding + self.head + self.vision + self.other
 
 
+def runtime(variant: str) -> Runtime:
+    kind = KINDS[variant]
+    if kind.onnx:
+        return ONNX_INT4 if kind.method else ONNX_DENSE
+    return TRANSFORMERS_INT4 if kind.method else TRANSFORMERS
+
+
 def disk_bytes(config: ModelConfig, variant: str, group_size: int) -> int:
     """Bytes of a variant's folder: 16-bit weights, or 4-bit codes with a scale per group."""
-    size = Size.of(config)
-    onnx = "onnx" in variant
-    scale_bytes = (4 if onnx else 2) / group_size
-    linears = size.decoder_linears * ((0.5 + scale_bytes) if "int4" in variant else 2)
-    # The graph needs the head as a matrix of its own beside the embedding rows read on the host.
-    head = size.embedding if onnx else size.head
-    return int(linears + 2 * (size.embedding + head + size.vision + size.other))
+    size, kind = Size.of(config), KINDS[variant]
+    if not kind.method:
+        return 2 * size.total
+    linears = size.decoder_linears * (0.5 + (4 if kind.onnx else 2) / group_size)
+    rest = 2 * (size.embedding + size.head + size.other)
+    if kind.onnx:  # a 4-bit head before the 16-bit one, an 8-bit vision tower
+        return int(linears + rest + size.embedding * (0.5 + 4 / 128) + size.vision)
+    return int(linears + rest + 2 * size.vision)
 
 
-def memory_bytes(config: ModelConfig, variant: str, recipe: Recipe) -> int:
-    """Peak memory while serving the recipe's context and batch on a CPU."""
-    size, gate = Size.of(config), recipe.gate
-    onnx = "onnx" in variant
-    cache = kv_cache_bytes(config, gate.context, gate.batch)
-    if onnx:
-        linears = size.decoder_linears * (0.5 + 4 / recipe.quantize.group_size if "int4" in variant else 4)
-        weights = linears + 2 * size.embedding + 4 * (size.embedding + size.vision + size.other)
+def kv_bytes_per_token(config: ModelConfig, variant: str) -> int:
+    """Keys and values of every layer: fp32 on a CPU, unless the variant keeps them in int8."""
+    text = config.text
+    values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return values * (1 if KINDS[variant].int8_cache else 4)
+
+
+def memory_bytes(config: ModelConfig, variant: str, group_size: int, context: int, batch: int) -> int:
+    """Peak memory of a process that fills `context` tokens of `batch` sequences of text on a CPU."""
+    size, kind, text = Size.of(config), KINDS[variant], config.text
+    cache = kv_bytes_per_token(config, variant) * context * batch
+    # Mapped weights count as far as they are read: text reads neither the vision tower nor, of the embedding,
+    # more than a few rows, but a 16-bit head is the embedding.
+    head = 2 * size.embedding
+    if kind.onnx:
+        linears = size.decoder_linears * ((0.5 + 4 / group_size) if kind.method else 2)
+        weights = linears + (size.embedding * (0.5 + 4 / 128) if kind.method else head)
+        tokens = min(context * batch, CHUNK)
     else:
-        weights, cache = 2 * size.total, cache // 2
-    return int(RUNTIME_BYTES["onnxruntime" if onnx else "transformers"] + weights + cache)
+        # 4-bit codes lie unpacked, a byte each, beside the file they were read from.
+        stored = disk_bytes(config, variant, group_size) - 2 * size.vision
+        weights = stored + (size.decoder_linears * (1 + 4 / group_size) if kind.method else 0)
+        tokens = context * batch
+    working = 4 * tokens * (3 * text.intermediate_size + 6 * text.hidden_size)
+    return int(runtime(variant).start_bytes + weights + cache + working)
 
 
-def seconds(stage: str, config: ModelConfig, variant: str, recipe: Recipe, flops: float) -> float:
-    """Rough time of one stage on this machine at ``flops`` operations a second."""
-    size, start = Size.of(config), START_SECONDS[stage]
-    written = (
-        disk_bytes(config, variant, recipe.quantize.group_size)
-        if stage in ("checkpoint", "export", "quantize")
-        else 0
+def longest_context(config: ModelConfig, variant: str, group_size: int, batch: int, memory: int) -> int:
+    """Tokens for which memory_bytes is within `memory`, up to the model's own limit; 0 when nothing fits."""
+    low, high = 0, config.text.max_position_embeddings
+    while low < high:
+        middle = (low + high + 1) // 2
+        if memory_bytes(config, variant, group_size, middle, batch) <= memory:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def answer_seconds(
+    config: ModelConfig, variant: str, machine: Machine, load: Load, prompts: float, steps: int, batch: int
+) -> float:
+    """Seconds for `prompts` prompts in batches of `batch`, each batch followed by `steps` decoding steps."""
+    size, text, kind, way = Size.of(config), config.text, KINDS[variant], runtime(variant)
+    attention = 2 * load.tokens**2 * text.num_hidden_layers * text.num_attention_heads * text.head_dim
+    per_prompt = 2 * size.decoder_linears * load.tokens + attention + 2 * size.embedding
+    vision, merge = config.vision, config.vision.spatial_merge_size**2
+    encoding = 2 * load.patches * (size.vision_blocks + size.mergers / merge)
+    encoding += 4 * load.patches**2 * vision.depth * vision.hidden_size
+    rate = machine.flops * way.prefill
+    weights = size.decoder_linears * (0.53 if kind.method else 2) + size.embedding * (
+        0.53 if kind.method and kind.onnx else 2
     )
-    work = 0.0
-    if stage == "quantize":
-        text, tokens = config.text, 128 * 64
-        widths = {text.hidden_size: 2, text.num_attention_heads * text.head_dim: 1, text.intermediate_size: 1}
-        hessians = sum(count * (2 * tokens * width**2 + width**3) for width, count in widths.items())
-        work = 4 * size.decoder_linears * tokens + text.num_hidden_layers * hessians
-    if stage == "evaluate":
-        prompts = recipe.evaluate.items * 64 * 2 * size.total
-        steps = recipe.evaluate.items / recipe.evaluate.batch_size * 6
-        work = prompts + steps * CALL_SECONDS_PER_LAYER * config.text.num_hidden_layers * flops
-    if stage == "memory":
-        work = 2 * size.total * recipe.gate.context * recipe.gate.batch
-    return float(start + written / DISK_BYTES_PER_S + work / flops)
+    step = weights / (machine.read * way.decode) + text.num_hidden_layers * way.call_seconds
+    step += 2 * (size.decoder_linears + size.embedding) * (batch - 1) / rate
+    return float(prompts * (per_prompt + encoding) / rate + ceil(prompts / batch) * steps * step)
 
 
-def measure_flops() -> float:
-    """fp32 operations a second of one large matrix product here."""
-    a = np.ones((1024, 1024), np.float32)
-    a @ a
-    began = time.perf_counter()
-    a @ a
-    return 2 * 1024**3 / (time.perf_counter() - began)
+def seconds(
+    stage: str, config: ModelConfig, variant: str, recipe: Recipe, machine: Machine, asked: Load, seen: Load
+) -> float:
+    """Time of one stage here. asked: a mean evaluation prompt; seen: the calibration set, all of it."""
+    start = runtime(variant).start_seconds if variant in KINDS else 1.0
+    written = disk_bytes(config, variant, recipe.quantize.group_size) if variant in KINDS else 0
+    moving = written / WRITE_BYTES_PER_S + written / machine.hashed
+    evaluate, gate = recipe.evaluate, recipe.gate
+    match stage:
+        case "checkpoint":
+            return moving + written / machine.hashed  # the source is hashed too
+        case "export":
+            return 1 + moving
+        case "quantize":
+            return quantize_seconds(config, variant, recipe, machine, seen) + moving
+        case "evaluate":
+            answers = answer_seconds(
+                config, variant, machine, asked, evaluate.items, evaluate.max_tokens, evaluate.batch_size
+            )
+            some = min(evaluate.fidelity_items, evaluate.items)
+            rows = 2 * some * evaluate.max_tokens * Size.of(config).embedding / machine.flops
+            return start + answers + answer_seconds(config, variant, machine, asked, some, 0, 1) + rows
+        case "memory":
+            load = Load(gate.context, 0)
+            return start + answer_seconds(config, variant, machine, load, gate.batch, 4, gate.batch)
+        case _:
+            return start
+
+
+def quantize_seconds(
+    config: ModelConfig, variant: str, recipe: Recipe, machine: Machine, seen: Load
+) -> float:
+    """Encoding the calibration set in fp32, then the operations counted by quantize.cost."""
+    vision = answer_seconds(config, "fp16", machine, Load(0, seen.patches), 1, 0, 1)
+    method, group = str(KINDS[variant].method), recipe.quantize.group_size
+    return 8 + vision + operations(config, method, round(seen.tokens), group) / machine.flops
+
+
+def latency_seconds(
+    config: ModelConfig, recipe: Recipe, machine: Machine, asked: Load, arms: Sequence[str]
+) -> float:
+    """All arms answer all requests in turn; this is never cached."""
+    settings = recipe.latency
+    requests = settings.requests * settings.repeats + settings.warmup
+    return sum(
+        runtime(arm).start_seconds
+        + answer_seconds(config, arm, machine, asked, requests, settings.output_tokens, 1)
+        for arm in arms
+    )
+
+
+def measure_machine() -> Machine:
+    """The best of a few tries each, about a second in all."""
+    a = np.ones((1536, 1536), np.float32)
+    wide = np.ones((8192, 8192), np.float32)  # 256 MB: no cache holds it
+    vector = np.ones(8192, np.float32)
+    data = bytes(1 << 24)
+    return Machine(
+        flops=2 * 1536**3 / _best(lambda: a @ a),
+        read=wide.nbytes / _best(lambda: wide @ vector),
+        hashed=len(data) / _best(lambda: hashlib.sha256(data)),
+    )
+
+
+def _best(work: Callable[[], object], tries: int = 5) -> float:
+    times = []
+    for _ in range(tries):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -11,7 +11,7 @@ from build import stages
 from build.console import Console
 from build.evidence import Built, documents, environment, judge, report, time_requests
 from build.publish import publish
-from build.recipe import MADE_FROM, Recipe, runs_in_onnxruntime
+from build.recipe import KINDS, Recipe
 from build.source import Source
 from build.store import Entry, Run, Store, Work
 from engines.artifact import write_json
@@ -28,15 +28,14 @@ def make(recipe: Recipe, source: Source, store: Doer, console: Console) -> Built
     artifacts = {"fp16": store.do(*stages.checkpoint(source))}
     items = store.do(*stages.items(recipe.evaluate, recipe.quantize))
     for variant in map(str, recipe.variants):
-        parent = MADE_FROM[variant]
-        if parent is None:
+        kind = KINDS[variant]
+        if kind.made_from is None:
             continue
-        base = artifacts[parent]
-        if runs_in_onnxruntime(variant):
-            step = stages.exported(variant, base, source, recipe.export)
+        base = artifacts[kind.made_from]
+        if kind.onnx:
+            step = stages.exported(variant, base, source, recipe.export, recipe.quantize)
         else:
-            method = variant.removesuffix("-int4")
-            step = stages.quantized(method, base, source, recipe.quantize, console)
+            step = stages.quantized(variant, base, source, recipe.quantize, console)
         artifacts[variant] = store.do(*step)
 
     answers: dict[str, Entry] = {}

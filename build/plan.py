@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from build import forecast
+from bench.resources import human_size
+from bench.suites import load_suite
+from build import forecast, stages
 from build.console import Console
 from build.pipeline import make
-from build.recipe import Recipe
+from build.recipe import KINDS, Recipe
 from build.source import Source
 from build.store import Entry, Run, Store, Work
 from engines.artifact import Manifest
 from engines.config import ModelConfig
+from engines.errors import UserError
+from engines.processor import Inputs, Processor
+from quantize.calibration import prepare, read_samples
+
+SAMPLE = 64  # items whose mean stands for all
 
 
 @dataclass
@@ -39,38 +47,57 @@ class Planner:
         return entry
 
 
-def plan(recipe: Recipe, source: Source, out: Path) -> dict[str, Any]:
-    """The steps of a build with the reason of each miss, and the forecast of what it needs."""
+def plan(recipe: Recipe, source: Source, out: Path, memory: int) -> dict[str, Any]:
+    """The steps of a build with the reason of each miss, and the forecast of what it needs.
+
+    memory: bytes for which every variant's longest context is told.
+    """
     planner = Planner(Store(out / ".store"))
     make(recipe, source, planner, Console())
-    config = ModelConfig.load(source.path)
-    flops = forecast.measure_flops()
-    group = recipe.quantize.group_size
+    config, group = ModelConfig.load(source.path), recipe.quantize.group_size
+    machine = forecast.measure_machine()
+    asked, seen = _loads(recipe, source)
     steps: list[dict[str, Any]] = []
     for work, why in planner.planned:
-        seconds = 0.0 if why is None else forecast.seconds(work.stage, config, work.name, recipe, flops)
+        needed = 0.0
+        if why is not None:
+            needed = forecast.seconds(work.stage, config, work.name, recipe, machine, asked, seen)
         steps.append(
             {
                 "stage": work.stage,
                 "name": work.name,
                 "runs": why is not None,
                 "reason": why or "cache hit",
-                "seconds": round(seconds, 1),
+                "seconds": round(needed, 1),
             }
         )
+    arms = ["fp16", *(variant for variant in recipe.variants if KINDS[variant].onnx)]
+    needed = forecast.latency_seconds(config, recipe, machine, asked, arms)
+    steps.append(
+        {
+            "stage": "latency",
+            "name": "all",
+            "runs": True,
+            "reason": "measured anew each time",
+            "seconds": round(needed, 1),
+        }
+    )
+    gate = recipe.gate
     variants: list[dict[str, Any]] = [
         {
             "name": variant,
             "disk_bytes": forecast.disk_bytes(config, variant, group),
-            "memory_bytes": forecast.memory_bytes(config, variant, recipe),
+            "memory_bytes": forecast.memory_bytes(config, variant, group, gate.context, gate.batch),
+            "longest_context": forecast.longest_context(config, variant, group, gate.batch, memory),
         }
         for variant in recipe.variants
     ]
     return {
         "model": source.name,
         "out": str(out),
-        "context": recipe.gate.context,
-        "batch": recipe.gate.batch,
+        "context": gate.context,
+        "batch": gate.batch,
+        "memory": memory,
         "steps": steps,
         "variants": variants,
         "seconds": round(sum(step["seconds"] for step in steps), 1),
@@ -80,3 +107,38 @@ def plan(recipe: Recipe, source: Source, out: Path) -> dict[str, Any]:
             if any(step["runs"] and step["name"] == variant["name"] for step in steps)
         ),
     }
+
+
+def check_memory(recipe: Recipe, source: Source, memory: int) -> None:
+    """UserError unless every variant with an engine of its own fits the recipe's context into `memory` bytes.
+
+    The baseline and the INT4 checkpoints are not held to it: other engines will run them.
+    """
+    config, gate, group = ModelConfig.load(source.path), recipe.gate, recipe.quantize.group_size
+    for variant in recipe.variants:
+        needed = forecast.memory_bytes(config, variant, group, gate.context, gate.batch)
+        if KINDS[variant].onnx and needed > memory:
+            longest = forecast.longest_context(config, variant, group, gate.batch, memory)
+            remedy = f"set gate.context to {longest} or less" if longest else "no context fits"
+            raise UserError(
+                f"{variant} at context {gate.context} x {gate.batch} needs about {human_size(needed)}, "
+                f"--memory is {human_size(memory)}: {remedy}"
+            )
+
+
+def _loads(recipe: Recipe, source: Source) -> tuple[forecast.Load, forecast.Load]:
+    """A mean evaluation prompt, and the whole calibration set; both from a sample."""
+    processor = Processor.load(source.path)
+    items = load_suite(recipe.evaluate.suite, min(recipe.evaluate.items, SAMPLE), recipe.evaluate.seed)
+    samples = read_samples(stages.calibration_file(recipe.quantize))
+    asked = _mean([processor(item.messages) for item in items])
+    seen = _mean(prepare(samples[:SAMPLE], processor))
+    count = len(samples)
+    return asked, forecast.Load(seen.tokens * count, seen.patches * count)
+
+
+def _mean(prompts: Sequence[Inputs]) -> forecast.Load:
+    patches = sum(len(media.pixels) for prompt in prompts for media in prompt.media)
+    return forecast.Load(
+        sum(len(prompt.input_ids) for prompt in prompts) / len(prompts), patches / len(prompts)
+    )

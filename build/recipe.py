@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,21 +19,38 @@ from engines.errors import UserError
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
-Variant = Literal["fp16", "onnx-fp16", "gptq-int4", "gptq-int4-onnx", "awq-int4", "awq-int4-onnx"]
-# What each variant is made from; None is the checkpoint itself.
-MADE_FROM: dict[str, str | None] = {
-    "fp16": None,
-    "onnx-fp16": "fp16",
-    "gptq-int4": "fp16",
-    "gptq-int4-onnx": "gptq-int4",
-    "awq-int4": "fp16",
-    "awq-int4-onnx": "awq-int4",
+Variant = Literal[
+    "fp16",
+    "onnx-fp16",
+    "gptq-int4",
+    "gptq-int4-onnx",
+    "gptq-int4-onnx-kv8",
+    "awq-int4",
+    "awq-int4-onnx",
+    "awq-int4-onnx-kv8",
+]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a variant is made and run. Labels say it to people; code asks here."""
+
+    made_from: str | None = None  # None is the checkpoint itself
+    method: str | None = None  # by which its weights got their 4 bits
+    onnx: bool = False  # has an engine of its own, the others are checkpoints
+    int8_cache: bool = False  # keys and values in int8
+
+
+KINDS: dict[str, Kind] = {
+    "fp16": Kind(),
+    "onnx-fp16": Kind("fp16", onnx=True),
+    "gptq-int4": Kind("fp16", "gptq"),
+    "gptq-int4-onnx": Kind("gptq-int4", "gptq", onnx=True),
+    "gptq-int4-onnx-kv8": Kind("gptq-int4", "gptq", onnx=True, int8_cache=True),
+    "awq-int4": Kind("fp16", "awq"),
+    "awq-int4-onnx": Kind("awq-int4", "awq", onnx=True),
+    "awq-int4-onnx-kv8": Kind("awq-int4", "awq", onnx=True, int8_cache=True),
 }
-
-
-def runs_in_onnxruntime(variant: str) -> bool:
-    """Variants with an engine of their own; the others are checkpoints."""
-    return variant in ("onnx-fp16", "gptq-int4-onnx", "awq-int4-onnx")
 
 
 class Section(BaseModel):
@@ -92,7 +110,7 @@ class Recipe(Section):
         if "fp16" not in self.variants:
             raise ValueError("variants must include fp16: it is the baseline the others are gated against")
         for variant in self.variants:
-            parent = MADE_FROM[variant]
+            parent = KINDS[variant].made_from
             if parent and parent not in self.variants:
                 raise ValueError(f"{variant} is made from {parent}; add {parent} to variants")
         return self
@@ -150,13 +168,13 @@ def _apply(document: dict[str, Any], override: str) -> None:
 def _closure(only: Sequence[str]) -> list[str]:
     wanted = {"fp16"}
     for variant in only:
-        if variant not in MADE_FROM:
-            raise UserError(f"--only {variant}: no such variant; expected some of {', '.join(MADE_FROM)}")
+        if variant not in KINDS:
+            raise UserError(f"--only {variant}: no such variant; expected some of {', '.join(KINDS)}")
         name: str | None = variant
         while name:
             wanted.add(name)
-            name = MADE_FROM[name]
-    return [variant for variant in MADE_FROM if variant in wanted]
+            name = KINDS[name].made_from
+    return [variant for variant in KINDS if variant in wanted]
 
 
 def _first_problem(error: ValidationError, path: Path) -> str:

@@ -12,15 +12,14 @@ from typing import Any
 
 from bench.verdict import Limits
 from build.console import Console
-from build.recipe import MADE_FROM, Evaluate, Export, Quantize
+from build.recipe import KINDS, Evaluate, Export, Quantize
 from build.source import Source
 from build.store import ROOT, Entry, Run, Work
 from engines.artifact import File, canonical_digest, hash_file, write_json
-from engines.config import ModelConfig
 from engines.errors import UserError
 
 DEFAULT_CALIBRATION = ROOT / "quantize" / "calibration.jsonl"
-KV_BYTES = 4  # onnxruntime's CPU attention keeps its cache in fp32
+CACHE_SAMPLES = 32  # calibration samples whose largest keys and values set the scales of an int8 cache
 
 Step = tuple[Work, Run]
 
@@ -52,9 +51,9 @@ def checkpoint(source: Source) -> Step:
     return work, run
 
 
-def quantized(method: str, base: Entry, source: Source, settings: Quantize, console: Console) -> Step:
+def quantized(variant: str, base: Entry, source: Source, settings: Quantize, console: Console) -> Step:
     """An INT4 checkpoint in the compressed-tensors layout."""
-    calibration = calibration_file(settings)
+    method, calibration = str(KINDS[variant].method), calibration_file(settings)
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
         from quantize.pipeline import quantize_checkpoint
@@ -82,8 +81,8 @@ def quantized(method: str, base: Entry, source: Source, settings: Quantize, cons
 
     work = Work(
         stage="quantize",
-        name=f"{method}-int4",
-        variant=f"{method}-int4",
+        name=variant,
+        variant=variant,
         config={"method": method, **settings.model_dump(exclude={"calibration"})},
         inputs={"checkpoint": base.digest, "calibration": _file_digest(calibration)},
         code=("build/stages.py", "engines", "quantize"),
@@ -92,16 +91,23 @@ def quantized(method: str, base: Entry, source: Source, settings: Quantize, cons
     return work, run
 
 
-def exported(variant: str, base: Entry, source: Source, settings: Export) -> Step:
-    """ONNX graphs of a checkpoint, dense or quantised."""
+def exported(variant: str, base: Entry, source: Source, settings: Export, quantize: Quantize) -> Step:
+    """ONNX graphs of a checkpoint, dense or quantised; an int8 cache is scaled on calibration samples."""
+    kind, calibration = KINDS[variant], calibration_file(quantize)
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
         from engines.checkpoint import Checkpoint
         from engines.export import export
+        from engines.processor import Processor
+        from quantize.calibration import prepare, read_samples
 
-        export(Checkpoint.open(base.path), out, accuracy_level=settings.accuracy_level)
-        precision = "W4A16" if base.manifest.quantization else "W16A32"
+        prompts = []
+        if kind.int8_cache:
+            prompts = prepare(read_samples(calibration)[:CACHE_SAMPLES], Processor.load(base.path))
+        export(Checkpoint.open(base.path), out, accuracy_level=settings.accuracy_level, cache_prompts=prompts)
+        precision = "W4A16" if kind.method else "W16A32"
         engine = {"runtime": "onnxruntime", "execution_provider": "CPU", "precision": precision}
+        engine |= {"cache": "int8"} if kind.int8_cache else {}
         fields = {"source": _source_fields(source), "engine": engine}
         return (
             {**fields, "quantization": base.manifest.quantization} if base.manifest.quantization else fields
@@ -111,9 +117,11 @@ def exported(variant: str, base: Entry, source: Source, settings: Export) -> Ste
         stage="export",
         name=variant,
         variant=variant,
-        config=settings.model_dump() if MADE_FROM[variant] != "fp16" else {},
-        inputs={"checkpoint": base.digest},
-        code=("build/stages.py", "engines"),
+        config=(settings.model_dump() if kind.method else {})
+        | ({"cache": "int8", "samples": CACHE_SAMPLES} if kind.int8_cache else {}),
+        inputs={"checkpoint": base.digest}
+        | ({"calibration": _file_digest(calibration)} if kind.int8_cache else {}),
+        code=("build/stages.py", "engines", *(("quantize/calibration.py",) if kind.int8_cache else ())),
         packages=("onnx", "onnxruntime", "numpy"),
     )
     return work, run
@@ -229,12 +237,6 @@ def memory(variant: str, artifact: Entry, limits: Limits) -> Step:
 
 def calibration_file(settings: Quantize) -> Path:
     return DEFAULT_CALIBRATION if settings.calibration == "default" else Path(settings.calibration)
-
-
-def kv_cache_bytes(config: ModelConfig, context: int, batch: int) -> int:
-    """Keys and values of every layer at fp32."""
-    text = config.text
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * context * batch * KV_BYTES
 
 
 def _source_fields(source: Source) -> dict[str, Any]:

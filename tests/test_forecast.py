@@ -1,0 +1,160 @@
+"""Forecasts against what is really written and allocated, and refusals of what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from bench.shape import SHAPES
+from build import forecast
+from build.__main__ import main
+from build.forecast import Load, Machine, disk_bytes, kv_bytes_per_token, longest_context, memory_bytes
+from build.recipe import KINDS, Variant, load_recipe
+from engines.checkpoint import Checkpoint, expected_tensors
+from engines.config import ModelConfig
+from engines.export import export
+from engines.onnx_session import OnnxSession
+from engines.processor import Inputs
+from tests.checkpoints import write_checkpoint
+from tests.int4_checkpoints import write_int4_pair
+
+GROUP = 32
+MACHINE = Machine(flops=1e11, read=2e10, hashed=1e9)
+
+
+def full_size() -> ModelConfig:
+    shape = SHAPES["qwen3-vl-2b"]
+    ids = dict.fromkeys(("image_token_id", "video_token_id"), 0)
+    ids |= dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), 0)
+    return ModelConfig.model_validate(
+        {
+            "text": shape["text_config"],
+            "vision": shape["vision_config"],
+            "eos_token_ids": (),
+            "tie_word_embeddings": True,
+            **ids,
+        }
+    )
+
+
+def prompt(length: int) -> Inputs:
+    return Inputs(np.full(length, 5), np.tile(np.arange(length), (3, 1)), (), length)
+
+
+def test_every_label_has_its_kind() -> None:
+    assert set(get_args(Variant)) == set(KINDS)
+
+
+def test_parameters_are_those_of_the_tensors() -> None:
+    counted = sum(int(np.prod(shape)) for _, shape in expected_tensors(full_size()))
+    assert forecast.Size.of(full_size()).total == pytest.approx(counted, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def folders(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model wide enough that its weights outweigh the graphs, in every kind of folder."""
+    work = tmp_path_factory.mktemp("folders")
+    dense = write_checkpoint(
+        work / "fp16",
+        micro_checkpoint,
+        layers=6,
+        hidden_size=256,
+        intermediate_size=512,
+        depth=4,
+        vision_hidden_size=256,
+        vision_intermediate_size=512,
+        dtype=torch.float16,
+    )
+    packed, _ = write_int4_pair(dense, work, GROUP)
+    made = {"fp16": dense, "gptq-int4": packed}
+    for name, source in (("onnx-fp16", dense), ("gptq-int4-onnx", packed), ("gptq-int4-onnx-kv8", packed)):
+        made[name] = work / name
+        prompts = [prompt(9)] if KINDS[name].int8_cache else []
+        export(Checkpoint.open(source), made[name], cache_prompts=prompts)
+    return made
+
+
+@pytest.mark.parametrize("variant", ["fp16", "onnx-fp16", "gptq-int4", "gptq-int4-onnx"])
+def test_disk_forecast_is_within_a_tenth(folders: dict[str, Path], variant: str) -> None:
+    names = ("safetensors", "onnx", "data", "bin")
+    written = sum(
+        path.stat().st_size for path in folders[variant].iterdir() if path.name.endswith(names)
+    ) - sum(path.stat().st_size for path in folders[variant].glob("*.onnx"))  # the graphs themselves
+    config = ModelConfig.load(folders["fp16"])
+    assert disk_bytes(config, variant, GROUP) == pytest.approx(written, rel=0.1)
+
+
+@pytest.mark.parametrize("variant", ["onnx-fp16", "gptq-int4-onnx", "gptq-int4-onnx-kv8"])
+def test_cache_bytes_are_those_allocated(folders: dict[str, Path], variant: str) -> None:
+    session = OnnxSession(folders[variant], threads=1)
+    _, cache = session.prefill([prompt(5)], capacity=64)
+    allocated = sum(value.numpy().nbytes for value in cache.state.keys_values.values())
+    assert kv_bytes_per_token(session.config, variant) * 64 == allocated
+
+
+@pytest.mark.parametrize("variant", list(KINDS))
+@pytest.mark.parametrize("memory", [5 * 10**9, 6 * 10**9])
+def test_the_longest_context_fits_and_one_more_token_does_not(variant: str, memory: int) -> None:
+    config = full_size()
+    longest = longest_context(config, variant, 128, 2, memory)
+    if longest:
+        assert memory_bytes(config, variant, 128, longest, 2) <= memory
+    if longest < config.text.max_position_embeddings:
+        assert memory_bytes(config, variant, 128, longest + 1, 2) > memory
+
+
+def test_an_int8_cache_reaches_further() -> None:
+    contexts = [
+        longest_context(full_size(), variant, 128, 1, 6 * 10**9)
+        for variant in ("onnx-fp16", "gptq-int4-onnx", "gptq-int4-onnx-kv8")
+    ]
+    assert 4096 < contexts[0] < contexts[1] < contexts[2] / 3
+
+
+def test_nothing_fits_where_the_weights_do_not() -> None:
+    assert longest_context(full_size(), "onnx-fp16", 128, 1, 10**9) == 0
+
+
+@pytest.mark.parametrize("stage", ["checkpoint", "quantize", "export", "evaluate", "memory"])
+def test_a_faster_machine_takes_less(stage: str) -> None:
+    recipe, config = load_recipe("qwen3-vl-2b"), full_size()
+    load = Load(200, 256)
+    fast = Machine(2 * MACHINE.flops, 2 * MACHINE.read, 2 * MACHINE.hashed)
+    slow_s, fast_s = (
+        forecast.seconds(stage, config, "gptq-int4", recipe, machine, load, Load(16384, 25088))
+        for machine in (MACHINE, fast)
+    )
+    assert fast_s < slow_s
+
+
+def test_more_work_takes_longer() -> None:
+    recipe, config = load_recipe("qwen3-vl-2b"), full_size()
+    double = load_recipe("qwen3-vl-2b", overrides=["evaluate.items=2000", "evaluate.max_tokens=32"])
+
+    def time(of: Any) -> float:
+        return forecast.seconds("evaluate", config, "fp16", of, MACHINE, Load(100, 100), Load(0, 0))
+
+    assert 1.9 * time(recipe) < time(double) < 4 * time(recipe)
+
+
+@pytest.mark.parametrize("command", ["all", "plan"])
+def test_a_context_that_does_not_fit_is_refused_before_any_work(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--memory", "99 MB", "--only", "onnx-fp16", "--set", "gate.context=4096", "--out"]
+    assert main([command, *line, str(tmp_path / "out")]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("error: onnx-fp16 at context 4096 x 1 needs about 1")
+    assert "--memory is 99 MB: set gate.context to" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", ["6 apples", "0GB", "-1", "GB"])
+def test_sizes_are_checked(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", f"--memory={size}"])
+    assert "expected a size such as 6GB" in capsys.readouterr().err
