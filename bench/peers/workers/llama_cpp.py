@@ -72,6 +72,8 @@ class LlamaModel:
         options = self.api.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_seq_max = CONTEXT, CONTEXT, sequences
         options.n_threads = options.n_threads_batch = self.threads
+        if self.fork and sequences > 1:
+            options.flash_attn = False  # it aborts (S > 0) where a sequence's first keys are another's
         self.sequences, self.context = sequences, self.api.llama_init_from_model(self.model, options)
         if not self.context:
             raise RuntimeError("no context could be made")
