@@ -16,6 +16,7 @@ from math import ceil
 import numpy as np
 
 from build.recipe import KINDS, Recipe
+from build.stages import CACHE_SAMPLES
 from engines.config import ModelConfig
 from quantize.cost import operations
 
@@ -51,10 +52,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Load:
-    """What a prompt holds on average: tokens, and patches that pass the vision tower."""
+    """A set of prompts: tokens and vision patches of each, on average, and how many there are."""
 
     tokens: float
     patches: float
+    prompts: int = 1
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def answer_seconds(
 def seconds(
     stage: str, config: ModelConfig, variant: str, recipe: Recipe, machine: Machine, asked: Load, seen: Load
 ) -> float:
-    """Time of one stage here. asked: a mean evaluation prompt; seen: the calibration set, all of it."""
+    """Time of one stage here. asked: the evaluation items; seen: the calibration set."""
     start = runtime(variant).start_seconds if variant in KINDS else 1.0
     written = disk_bytes(config, variant, recipe.quantize.group_size) if variant in KINDS else 0
     moving = written / WRITE_BYTES_PER_S + written / machine.hashed
@@ -187,7 +189,8 @@ def seconds(
         case "checkpoint":
             return moving + written / machine.hashed  # the source is hashed too
         case "export":
-            return 1 + moving
+            scaled = min(seen.prompts, CACHE_SAMPLES) if KINDS[variant].int8_cache else 0
+            return 1 + moving + answer_seconds(config, variant, machine, seen, scaled, 0, 1)
         case "quantize":
             return quantize_seconds(config, variant, recipe, machine, seen) + moving
         case "evaluate":
@@ -208,9 +211,9 @@ def quantize_seconds(
     config: ModelConfig, variant: str, recipe: Recipe, machine: Machine, seen: Load
 ) -> float:
     """Encoding the calibration set in fp32, then the operations counted by quantize.cost."""
-    vision = answer_seconds(config, "fp16", machine, Load(0, seen.patches), 1, 0, 1)
+    vision = answer_seconds(config, "fp16", machine, Load(0, seen.patches), seen.prompts, 0, 1)
     method, group = str(KINDS[variant].method), recipe.quantize.group_size
-    return 8 + vision + operations(config, method, round(seen.tokens), group) / machine.flops
+    return 8 + vision + operations(config, method, round(seen.tokens * seen.prompts), group) / machine.flops
 
 
 def latency_seconds(
@@ -239,7 +242,7 @@ def measure_machine() -> Machine:
     )
 
 
-def _best(work: Callable[[], object], tries: int = 5) -> float:
+def _best(work: Callable[[], object], tries: int = 10) -> float:
     times = []
     for _ in range(tries):
         began = time.perf_counter()

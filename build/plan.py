@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +127,13 @@ def check_memory(recipe: Recipe, source: Source, memory: int) -> None:
 
 
 def _loads(recipe: Recipe, source: Source) -> tuple[forecast.Load, forecast.Load]:
-    """A mean evaluation prompt, and the whole calibration set; both from a sample."""
+    """The evaluation items and the calibration set, both from a sample."""
     processor = Processor.load(source.path)
     items = load_suite(recipe.evaluate.suite, min(recipe.evaluate.items, SAMPLE), recipe.evaluate.seed)
     samples = read_samples(stages.calibration_file(recipe.quantize))
     asked = _mean([processor(item.messages) for item in items])
     seen = _mean(prepare(samples[:SAMPLE], processor))
-    count = len(samples)
-    return asked, forecast.Load(seen.tokens * count, seen.patches * count)
+    return asked, replace(seen, prompts=len(samples))
 
 
 def _mean(prompts: Sequence[Inputs]) -> forecast.Load:

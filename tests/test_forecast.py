@@ -125,10 +125,20 @@ def test_a_faster_machine_takes_less(stage: str) -> None:
     load = Load(200, 256)
     fast = Machine(2 * MACHINE.flops, 2 * MACHINE.read, 2 * MACHINE.hashed)
     slow_s, fast_s = (
-        forecast.seconds(stage, config, "gptq-int4", recipe, machine, load, Load(16384, 25088))
+        forecast.seconds(stage, config, "gptq-int4", recipe, machine, load, Load(512, 784, 32))
         for machine in (MACHINE, fast)
     )
     assert fast_s < slow_s
+
+
+def test_scaling_an_int8_cache_is_counted() -> None:
+    recipe, config, seen = load_recipe("qwen3-vl-2b"), full_size(), Load(512, 784, 32)
+    plain, scaled = (
+        forecast.seconds("export", config, f"gptq-int4-onnx{end}", recipe, MACHINE, Load(1, 0), seen)
+        for end in ("", "-kv8")
+    )
+    prompts = 32 * 512 * 2 * 1.4e9 / MACHINE.flops
+    assert plain + prompts < scaled < plain + 3 * prompts
 
 
 def test_more_work_takes_longer() -> None:
