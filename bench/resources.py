@@ -1,4 +1,4 @@
-"""What a variant takes: bytes on disk, and the peak memory of a process that fills its context."""
+"""What a variant takes: bytes on disk, and the peak memory of a process that answers at its full context."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engines.config import ModelConfig
 from engines.errors import UserError
+from engines.processor import Inputs, Media
 
 ROOT = Path(__file__).resolve().parent.parent
+IMAGE_SIDE = 14  # tokens; with Qwen3-VL's patches an image of 448 x 448
 DECODED = 4  # the last tokens of the context are decoded, as decoding may allocate too
 
 
@@ -23,6 +26,7 @@ class Memory(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     context: int = Field(description="Tokens per sequence, prompt and answer.")
     batch: int = Field(description="Sequences at once.")
+    image_tokens: int = Field(description="Tokens of the context that are an image's.")
     peak_memory_bytes: int = Field(description="Highest resident memory of the whole process.")
     before_loading_bytes: int = Field(
         description="The same before the model was opened: interpreter and libraries."
@@ -80,8 +84,6 @@ def human_size(size: float) -> str:
 
 def fill(directory: Path, context: int, batch: int) -> Memory:
     """The measurement itself, to be made in a process of its own."""
-    from engines.config import ModelConfig
-    from engines.processor import Inputs
     from engines.session import open_session
 
     if context <= DECODED or batch < 1:
@@ -93,16 +95,34 @@ def fill(directory: Path, context: int, batch: int) -> Memory:
         raise UserError(f"a context of {context} tokens is beyond the model's {longest}; set a shorter one")
     before = resident_peak()
     session = open_session(directory)
-    length = context - DECODED
-    positions = np.tile(np.arange(length, dtype=np.int64), (3, 1))
-    prompt = Inputs(np.zeros(length, np.int64), positions, (), length)  # which text it is does not matter
+    prompt = question(session.config, context - DECODED)
     logits, cache = session.prefill([prompt] * batch, capacity=context)
     tokens = logits[:, -1].argmax(axis=-1)
     for _ in range(DECODED):
         tokens = session.decode(tokens, cache).argmax(axis=-1)
     return Memory(
-        context=context, batch=batch, peak_memory_bytes=resident_peak(), before_loading_bytes=before
+        context=context,
+        batch=batch,
+        image_tokens=int((prompt.input_ids == session.config.image_token_id).sum()),
+        peak_memory_bytes=resident_peak(),
+        before_loading_bytes=before,
     )
+
+
+def question(config: ModelConfig, length: int) -> Inputs:
+    """A prompt of `length` tokens: a square image, of 14 x 14 tokens if half the prompt holds it, and text.
+
+    Which image and text they are does not matter, nor where the image's tokens stand.
+    """
+    vision = config.vision
+    side = min(IMAGE_SIDE, int((length / 2) ** 0.5))
+    patches = side * vision.spatial_merge_size
+    pixels = np.zeros((patches**2, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2))
+    media = Media("image", (1, patches, patches), pixels.astype(np.float32)) if side else None
+    ids = np.zeros(length, np.int64)
+    ids[: side**2] = config.image_token_id
+    positions = np.tile(np.arange(length, dtype=np.int64), (3, 1))
+    return Inputs(ids, positions, (media,) if media else (), length)
 
 
 def resident_peak() -> int:

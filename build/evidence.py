@@ -16,6 +16,7 @@ from bench.accuracy import read_observations
 from bench.fidelity import Fidelity
 from bench.gate import gate
 from bench.latency import Timing, in_a_process, measure, of_arm
+from bench.resources import Memory
 from bench.verdict import Gate, Measurements
 from build.console import Console
 from build.recipe import KINDS, Recipe
@@ -40,8 +41,8 @@ class Built:
     answers: dict[str, Entry]
     memory: dict[str, Entry]
 
-    def peak_memory_bytes(self, variant: str) -> int:
-        return int(json.loads((self.memory[variant].path / "memory.json").read_text())["peak_memory_bytes"])
+    def peak_memory(self, variant: str) -> Memory:
+        return Memory.model_validate_json((self.memory[variant].path / "memory.json").read_bytes())
 
 
 def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing]:
@@ -80,8 +81,8 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         fidelity=Fidelity.model_validate_json(fidelity.read_bytes()) if fidelity.is_file() else None,
         bytes=built.artifacts[variant].manifest.bytes,
         baseline_bytes=built.artifacts["fp16"].manifest.bytes,
-        peak_memory_bytes=built.peak_memory_bytes(variant),
-        baseline_peak_memory_bytes=built.peak_memory_bytes("fp16"),
+        peak_memory_bytes=built.peak_memory(variant).peak_memory_bytes,
+        baseline_peak_memory_bytes=built.peak_memory("fp16").peak_memory_bytes,
         memory_at=(recipe.gate.context, recipe.gate.batch),
     )
     return gate(measurements, limits)

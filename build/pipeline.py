@@ -61,13 +61,14 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
     folder.mkdir(exist_ok=True)
     rows = []
     for variant, artifact in built.artifacts.items():
-        passed = gates[variant].verdict == "PASS"
+        passed, peak = gates[variant].verdict == "PASS", built.peak_memory(variant)
         if passed:
             needs = {
                 "device": "cpu",
-                "memory_bytes": built.peak_memory_bytes(variant),
-                "context": recipe.gate.context,
-                "batch": recipe.gate.batch,
+                "memory_bytes": peak.peak_memory_bytes,
+                "context": peak.context,
+                "batch": peak.batch,
+                "image_tokens": peak.image_tokens,
             }
             found = documents(variant, recipe, built, gates[variant], timings)
             publish(artifact, found, needs, folder / variant)
@@ -79,7 +80,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
                 "digest": artifact.digest,
                 "verdict": str(gates[variant].verdict),
                 "bytes": artifact.manifest.bytes,
-                "peak_memory_bytes": built.peak_memory_bytes(variant),
+                "peak_memory_bytes": peak.peak_memory_bytes,
                 "cached": artifact.cached,
                 "checks": [check.model_dump(mode="json") for check in gates[variant].checks],
             }

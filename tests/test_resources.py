@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.resources import disk_bytes, human_size, peak_memory, resident_peak
+from bench.resources import disk_bytes, human_size, peak_memory, question, resident_peak
+from engines.config import ModelConfig
 from engines.errors import UserError
 
 
@@ -40,10 +41,21 @@ def test_peak_memory_is_that_of_the_fresh_process(micro_checkpoint: Path) -> Non
     """What this process holds, here 1 GB besides, is not the child's."""
     ballast = np.ones(10**9, np.uint8)
     found = peak_memory(micro_checkpoint, context=256, batch=2)
-    assert (found.context, found.batch) == (256, 2)
+    assert (found.context, found.batch, found.image_tokens) == (256, 2, 121)
     assert found.before_loading_bytes < found.peak_memory_bytes < ballast.nbytes < resident_peak()
     # torch alone takes more than 100 MB
     assert found.peak_memory_bytes > found.before_loading_bytes + 100 * 10**6
+
+
+@pytest.mark.parametrize(("length", "tokens"), [(4000, 196), (300, 144), (2, 1), (1, 0)])
+def test_the_question_asks_about_an_image_that_fits(micro_checkpoint: Path, length: int, tokens: int) -> None:
+    config = ModelConfig.load(micro_checkpoint)
+    found = question(config, length)
+    assert len(found.input_ids) == length
+    assert (found.input_ids == config.image_token_id).sum() == tokens
+    patches = [media.grid[1] * media.grid[2] for media in found.media]
+    assert patches == ([4 * tokens] if tokens else [])
+    assert [len(media.pixels) for media in found.media] == patches
 
 
 @pytest.mark.parametrize(
