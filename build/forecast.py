@@ -15,12 +15,14 @@ from math import ceil
 
 import numpy as np
 
+from bench.resources import IMAGE_SIDE
 from build.recipe import KINDS, Recipe
 from build.stages import CACHE_SAMPLES
 from engines.config import ModelConfig
 from quantize.cost import operations
 
 CHUNK = 512  # tokens that pass onnxruntime's decoder at a time (engines.onnx_session)
+PACKED = 0.3  # share of 4- and 8-bit weights that onnxruntime holds once more, in its own order
 WRITE_BYTES_PER_S = 250e6  # what a disk is trusted with
 
 
@@ -127,23 +129,30 @@ def kv_bytes_per_token(config: ModelConfig, variant: str) -> int:
 
 
 def memory_bytes(config: ModelConfig, variant: str, group_size: int, context: int, batch: int) -> int:
-    """Peak memory of a process that fills `context` tokens of `batch` sequences of text on a CPU."""
-    size, kind, text = Size.of(config), KINDS[variant], config.text
-    cache = kv_bytes_per_token(config, variant) * context * batch
-    # Mapped weights count as far as they are read: text reads neither the vision tower nor, of the embedding,
-    # more than a few rows, but a 16-bit head is the embedding.
-    head = 2 * size.embedding
-    if kind.onnx:
-        linears = size.decoder_linears * ((0.5 + 4 / group_size) if kind.method else 2)
-        weights = linears + (size.embedding * (0.5 + 4 / 128) if kind.method else head)
-        tokens = min(context * batch, CHUNK)
-    else:
-        # 4-bit codes lie unpacked, a byte each, beside the file they were read from.
-        stored = disk_bytes(config, variant, group_size) - 2 * size.vision
-        weights = stored + (size.decoder_linears * (1 + 4 / group_size) if kind.method else 0)
-        tokens = context * batch
+    """Peak memory on a CPU of bench.resources: `batch` questions about an image, of `context` tokens each.
+
+    Mapped weights count as far as they are read.
+    """
+    size, kind, text, vision = Size.of(config), KINDS[variant], config.text, config.vision
+    weights: float = disk_bytes(config, variant, group_size)
+    if kind.onnx and kind.method:  # of the 16-bit rows few are read; the packed ones lie beside their file
+        weights += PACKED * (weights - 2 * size.embedding) - 2 * size.embedding
+    elif kind.onnx:  # the head is widened whole
+        weights += 4 * size.embedding
+    elif kind.method:  # codes lie unpacked, a byte each, beside their file
+        weights += size.decoder_linears * (1 + 4 / group_size)
+    tokens = min(context * batch, CHUNK) if kind.onnx else context * batch
     working = 4 * tokens * (3 * text.intermediate_size + 6 * text.hidden_size)
-    return int(runtime(variant).start_bytes + weights + cache + working)
+    patches = image_patches(config, context)
+    working += 4 * patches * (2 * vision.intermediate_size + 6 * vision.hidden_size + patches)
+    cache = kv_bytes_per_token(config, variant) * context * batch
+    return int(runtime(variant).start_bytes + weights + working + cache)
+
+
+def image_patches(config: ModelConfig, context: int) -> int:
+    """Patches of the image that bench.resources asks about."""
+    side = min(IMAGE_SIDE, int((context / 2) ** 0.5))
+    return (side * config.vision.spatial_merge_size) ** 2
 
 
 def longest_context(config: ModelConfig, variant: str, group_size: int, batch: int, memory: int) -> int:
@@ -201,7 +210,7 @@ def seconds(
             rows = 2 * some * evaluate.max_tokens * Size.of(config).embedding / machine.flops
             return start + answers + answer_seconds(config, variant, machine, asked, some, 0, 1) + rows
         case "memory":
-            load = Load(gate.context, 0)
+            load = Load(gate.context, image_patches(config, gate.context))
             return start + answer_seconds(config, variant, machine, load, gate.batch, 4, gate.batch)
         case _:
             return start
