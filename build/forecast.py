@@ -24,6 +24,7 @@ from quantize.cost import operations
 CHUNK = 512  # tokens that pass onnxruntime's decoder at a time (engines.onnx_session)
 PACKED = 0.3  # share of 4- and 8-bit weights that onnxruntime holds once more, in its own order
 WRITE_BYTES_PER_S = 250e6  # what a disk is trusted with
+CONVERTED_PER_S = 200e6  # weights an export turns into another type
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ def seconds(
             return moving + written / machine.hashed  # the source is hashed too
         case "export":
             scaled = min(seen.prompts, CACHE_SAMPLES) if KINDS[variant].int8_cache else 0
+            moving += Size.of(config).total / CONVERTED_PER_S
             return 1 + moving + answer_seconds(config, variant, machine, seen, scaled, 0, 1)
         case "quantize":
             return quantize_seconds(config, variant, recipe, machine, seen) + moving
