@@ -19,7 +19,7 @@ from engines.artifact import File, canonical_digest, hash_file, write_json
 from engines.errors import UserError
 
 DEFAULT_CALIBRATION = ROOT / "quantize" / "calibration.jsonl"
-CACHE_SAMPLES = 32  # calibration samples whose largest keys and values set the scales of an int8 cache
+CACHE_SAMPLES = 8  # calibration samples whose largest keys and values set the scales of an int8 cache
 
 Step = tuple[Work, Run]
 

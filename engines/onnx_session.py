@@ -61,7 +61,7 @@ class OnnxSession:
         self._vision = VisionTower(directory / VISION, self.config, threads, providers)
         self._decoder = open_model(directory / DECODER, threads, providers)
         types = {value.name: value.type for value in self._decoder.get_inputs()}
-        self._cache_dtype = np.int8 if types["past_key.0"] == "tensor(int8)" else np.float32
+        self.cache_dtype = np.int8 if types["past_key.0"] == "tensor(int8)" else np.float32
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
@@ -159,7 +159,7 @@ class OnnxSession:
         text = self.config.text
         shape = (batch, text.num_key_value_heads, capacity, text.head_dim)
         names = [f"{kind}.{layer}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
-        return {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_dtype)) for name in names}
+        return {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.cache_dtype)) for name in names}
 
     def _bind(self, arrays: Arrays, keys_values: dict[str, Any]) -> Bound:
         binding = self._decoder.io_binding()

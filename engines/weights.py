@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engines.checkpoint import Checkpoint
 from engines.int4 import ZERO_POINT, Int4
 
-BLOCK = 1 << 21  # weights widened at once: 8 MB in float32, which a last-level cache holds
+BLOCK = 1 << 20  # weights widened at once: 4 MB in float32, which a last-level cache holds
 
 
 class StoredLinear(nn.Module):

@@ -26,7 +26,7 @@ class OnnxModel:
         self.session = OnnxSession(directory, threads=threads)
         decoder, vision = (size(*directory.glob(f"{Path(name).stem}*")) for name in (DECODER, VISION))
         engine = f"onnxruntime {onnxruntime.__version__}"
-        kv = np.dtype(self.session._cache_dtype)
+        kv = np.dtype(self.session.cache_dtype)
         self.about = About(engine, kv.name, kv.itemsize, decoder, size(directory) - vision, vision)
 
     def generate(self, prompts: list[Tokens], count: int) -> list[float]:
