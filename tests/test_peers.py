@@ -292,6 +292,7 @@ def test_the_command_writes_what_it_shows(
     page = (out / "peers.md").read_text()
     assert "| lost | not measured: missing failed: " in page
     assert printed["machine"]["commit"] in page
+    assert f"`python -m bench peers {micro_checkpoint.name} --artifact artifact --rounds=1`" in page
 
 
 def test_our_own_failure_is_an_error(

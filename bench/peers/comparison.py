@@ -70,12 +70,14 @@ def compare(
             raise UserError(f"{arm.name}: {results.problems[arm.name]}")
     results.problems = {**problems, **results.problems}
     found, here = rows(results, arms, config.text), machine()
+    # Names instead of paths: a result is read on other machines.
+    arguments = [part for path in artifacts for part in ("--artifact", path.name)] + [f"--rounds={rounds}"]
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     header = (
         f"{date}, commit {here.commit}, {threads} threads, {rounds} rounds, checkpoint `{checkpoint.name}`, "
-        f"by `python -m bench {shlex.join(sys.argv[1:])}`."
+        f"by `python -m bench peers {shlex.join([checkpoint.name, *arguments])}`."
     )
-    conditions = {"date": date, "checkpoint": str(checkpoint), "threads": threads, "rounds": rounds}
+    conditions = {"date": date, "checkpoint": checkpoint.name, "threads": threads, "rounds": rounds}
     return Comparison(
         found,
         results.problems,
