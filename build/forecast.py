@@ -1,8 +1,8 @@
 """What a build will need, from the model's shape: bytes, memory at a context and batch, seconds.
 
 Bytes are counted. Memory is counted plus each runtime's own footprint. Time is counted operations and bytes
-over this machine's measured rates, of which each runtime reaches a share that was measured on the 2B shape
-(docs/log.md). ``plan`` prints them; the gate never uses them.
+over this machine's measured rates, of which each runtime is taken to reach a share; the shares of whole runs
+at full size are in docs/log.md. ``plan`` prints them; the gate never uses them.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ def load_image(source: Image.Image | str | Path) -> Image.Image:
             f"an image is given as {type(source).__name__}: expected a path, data URI or PIL image"
         )
     text = str(source)
-    shown = text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    # Both ends: one says what it is, the other which file.
+    shown = text if len(text) <= 80 else f"{text[:30]}...{text[-40:]} ({len(text)} characters)"
     if text.startswith(("http://", "https://")):
         raise UserError(f"image {shown} is a URL: give a local path or a data URI")
     stream = io.BytesIO(_decode_data_uri(text, shown)) if text.startswith("data:") else Path(source)

@@ -14,6 +14,7 @@ from build import forecast
 from build.__main__ import main
 from build.forecast import Load, Machine, disk_bytes, kv_bytes_per_token, longest_context, memory_bytes
 from build.recipe import KINDS, Variant, load_recipe
+from build.stages import CACHE_SAMPLES
 from engines.checkpoint import Checkpoint, expected_tensors
 from engines.config import ModelConfig
 from engines.export import export
@@ -137,7 +138,7 @@ def test_scaling_an_int8_cache_is_counted() -> None:
         forecast.seconds("export", config, f"gptq-int4-onnx{end}", recipe, MACHINE, Load(1, 0), seen)
         for end in ("", "-kv8")
     )
-    prompts = 32 * 512 * 2 * 1.4e9 / MACHINE.flops
+    prompts = CACHE_SAMPLES * 512 * 2 * 1.4e9 / MACHINE.flops
     assert plain + prompts < scaled < plain + 3 * prompts
 
 

@@ -211,3 +211,9 @@ def test_limit_on_pixels_holds_where_pillow_only_warns(monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000)
     with pytest.raises(UserError, match="64 x 64 pixels: at most 3000"):
         load_image(data_uri(encoded(picture(64, 64))))
+
+
+def test_a_long_path_still_names_its_file(tmp_path: Path) -> None:
+    path = tmp_path / ("folder" * 20) / "lost.png"
+    with pytest.raises(UserError, match=r"lost\.png \(\d+ characters\) does not exist"):
+        load_image(str(path))
