@@ -1,4 +1,4 @@
-"""`python -m engines`: export a checkpoint to ONNX, run a checkpoint or an artifact."""
+"""`python -m engines`: export a checkpoint to ONNX or TensorRT, run a checkpoint or an artifact."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from engines.errors import UserError
 
@@ -15,7 +16,7 @@ from engines.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 error (2, usage, is argparse's)."""
     arguments = parser().parse_args(argv)
-    commands = {"export": _export, "run": _run}
+    commands = {"export": _export, "tensorrt": _tensorrt, "run": _run}
     try:
         commands[arguments.command](arguments)
     except UserError as error:
@@ -45,6 +46,21 @@ def parser() -> argparse.ArgumentParser:
         help="INT4 layers multiply with activations in fp32 (0) or int8 (4, faster; default)",
     )
 
+    export.add_argument(
+        "--standard",
+        action="store_true",
+        help="ONNX's operators in fp16, for GPUs and other runtimes, in place of onnxruntime's for CPUs",
+    )
+
+    tensorrt = commands.add_parser("tensorrt", help="build a checkpoint's TensorRT engines; needs no GPU")
+    tensorrt.add_argument("checkpoint", type=Path, help="folder in the Hugging Face layout, 16-bit or INT4")
+    tensorrt.add_argument("--target", required=True, metavar="SM", help="compute capability of the GPU: sm89")
+    tensorrt.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty"
+    )
+    tensorrt.add_argument("--context", type=int, default=4096, metavar="N", help="tokens; default 4096")
+    tensorrt.add_argument("--batch", type=int, default=1, metavar="N", help="sequences together; default 1")
+
     run = commands.add_parser("run", help="answer one prompt")
     run.add_argument("artifact", type=Path, help="ONNX artifact, or checkpoint (run by transformers)")
     run.add_argument("--prompt", required=True, metavar="TEXT")
@@ -62,12 +78,40 @@ def parser() -> argparse.ArgumentParser:
 
 def _export(arguments: argparse.Namespace) -> None:
     from engines.checkpoint import Checkpoint
-    from engines.export import export
+    from engines.export import export, export_standard
 
-    out: Path = arguments.out
+    out = _new_folder(arguments.out)
+    checkpoint = Checkpoint.open(arguments.checkpoint)
+    if arguments.standard:
+        export_standard(checkpoint, out)
+    else:
+        export(checkpoint, out, accuracy_level=arguments.accuracy_level)
+
+
+def _tensorrt(arguments: argparse.Namespace) -> None:
+    from engines.checkpoint import Checkpoint
+    from engines.export import export_standard
+    from engines.tensorrt.engines import Limits, compile_artifact
+
+    out, limits = _new_folder(arguments.out), Limits(context=arguments.context, batch=arguments.batch)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        network, engines = Path(scratch) / "network", Path(scratch) / "engines"
+        export_standard(Checkpoint.open(arguments.checkpoint), network)
+        plans = compile_artifact(network, engines, arguments.target, limits)
+        engines.rename(out)
+    for name, plan in plans.items():
+        size = (out / name).with_suffix(".engine").stat().st_size
+        print(
+            f"{name}: {size / 1e6:.1f} MB, {len(plan.layers)} kernels, {plan.attention_kernels} of them "
+            f"attention, {plan.int4_products} products with 4-bit weights"
+        )
+
+
+def _new_folder(out: Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: name another, or remove it")
-    export(Checkpoint.open(arguments.checkpoint), out, accuracy_level=arguments.accuracy_level)
+    return out
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.checkpoint import SIDE_FILES, Checkpoint
-from engines.graphs.builder import TINY, Array, storable
+from engines.graphs.builder import Array, storable
 from engines.graphs.decoder import EMBED_TOKENS, decoder
+from engines.graphs.fused import CacheScales, Fused
+from engines.graphs.standard import Standard
 from engines.graphs.vision import vision
-from engines.onnx_files import DECODER, EMBEDDING, VISION, read_embedding
+from engines.int8 import TINY
+from engines.onnx_files import DECODER, EMBEDDING, VISION, EmbeddingTable, read_embedding
 from engines.onnx_session import OnnxSession
 from engines.processor import Inputs
 
@@ -23,24 +26,47 @@ ROWS = 16384  # converted at a time
 def export(
     checkpoint: Checkpoint, out: Path, *, accuracy_level: int = 4, cache_prompts: Sequence[Inputs] = ()
 ) -> None:
-    """Write `checkpoint` as an ONNX artifact into the folder `out` (made if missing; its files are replaced).
+    """Write `checkpoint` as an ONNX artifact for CPUs into the folder `out` (made if missing; its files are
+    replaced).
 
     accuracy_level: of a checkpoint in 4 bits. 4 rounds activations to 8 bits, in the vision tower the weights
     as well; 0 computes in fp32 (slower).
     cache_prompts: if given, the cache holds keys and values in int8, scaled to what these prompts need.
     Equal checkpoints give equal bytes. Raises UserError when a bfloat16 weight does not fit fp16.
     """
+    embedding = _shared_files(checkpoint, out)
+    with Fused(out / VISION, int8=bool(checkpoint.quantization) and accuracy_level == 4) as graph:
+        vision(graph, checkpoint)
+
+    def write_decoder(cache_scales: CacheScales | None) -> None:
+        with Fused(out / DECODER, accuracy_level=accuracy_level, cache_scales=cache_scales) as graph:
+            decoder(graph, checkpoint, embedding)
+
+    write_decoder(None)
+    if cache_prompts:
+        write_decoder(measure_cache(out, cache_prompts))
+
+
+def export_standard(checkpoint: Checkpoint, out: Path) -> None:
+    """Write `checkpoint` as an ONNX artifact of standard operators in fp16 into the folder `out`.
+
+    For GPUs and for TensorRT; like `export` otherwise.
+    """
+    embedding = _shared_files(checkpoint, out)
+    with Standard(out / VISION) as graph:
+        vision(graph, checkpoint)
+    with Standard(out / DECODER) as graph:
+        decoder(graph, checkpoint, embedding)
+
+
+def _shared_files(checkpoint: Checkpoint, out: Path) -> EmbeddingTable:
+    """The files that every dialect has; returns the token embeddings."""
     out.mkdir(parents=True, exist_ok=True)
     _write_embedding(checkpoint.tensor(EMBED_TOKENS), out / EMBEDDING)
-    embedding = read_embedding(out / EMBEDDING, checkpoint.config.text)
-    vision(checkpoint, out / VISION, int8=bool(checkpoint.quantization) and accuracy_level == 4)
-    decoder(checkpoint, out / DECODER, embedding, accuracy_level=accuracy_level)
     for name in SIDE_FILES:
         if (source := checkpoint.path / name).is_file():
             shutil.copyfile(source, out / name)
-    if cache_prompts:
-        scales = measure_cache(out, cache_prompts)
-        decoder(checkpoint, out / DECODER, embedding, accuracy_level=accuracy_level, cache_scales=scales)
+    return read_embedding(out / EMBEDDING, checkpoint.config.text)
 
 
 def measure_cache(artifact: Path, prompts: Sequence[Inputs]) -> NDArray[np.float32]:

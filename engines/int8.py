@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ZERO_POINT = 128
+TINY = 1e-30  # keeps a row of zeros from dividing by zero
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from engines.errors import UserError
 
 VISION = "vision.onnx"
 DECODER = "decoder.onnx"
+STEP = "step.onnx"  # the decoder for one token a sequence, where that is an engine of its own
 EMBEDDING = "embedding.bin"  # [vocabulary, hidden size], row-major, fp16 or (from an fp32 checkpoint) fp32
 
 EmbeddingTable = np.memmap[tuple[int, int], np.dtype[Any]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,12 @@ import onnxruntime as ort
 from engines.errors import UserError
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+RTX = "NvTensorRTRTXExecutionProvider"
+NVIDIA = 0x10DE  # PCI vendor
+
+# Where a provider reads its inputs: device type, index and vendor, as onnxruntime's OrtValue takes them.
+MEMORY = {CPU: ("cpu", 0, -1), CUDA: ("cuda", 0, -1), RTX: ("gpu", 0, NVIDIA)}
 
 
 def releasing() -> Any:
@@ -26,14 +32,12 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} is missing: export the checkpoint again")
 
 
-def open_model(path: Path, threads: int | None, providers: Sequence[str]) -> Any:
+def open_model(path: Path, threads: int | None, provider: str = CPU, *, replay: bool = False) -> Any:
     """An onnxruntime.InferenceSession over `path`; UserError when it is missing, broken or incomplete.
 
-    threads: by default one for each core.
+    threads: by default one for each core. replay: the shapes never change, so a GPU may record one run and
+    repeat it (CUDA graphs).
     """
-    available = ort.get_available_providers()
-    if missing := [name for name in providers if name not in available]:
-        raise UserError(f"execution provider {missing[0]}: this onnxruntime has {', '.join(available)}")
     check_file(path)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
@@ -42,12 +46,55 @@ def open_model(path: Path, threads: int | None, providers: Sequence[str]) -> Any
     # A thread waits for work by spinning, which bridges the gap between two operators but takes the core from
     # other sessions. 0.1 ms decodes about as fast as the default, and up to twice as fast on busy cores.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
+    # Folding the casts of 16-bit weights keeps them in fp32: twice the memory, and seconds of loading.
+    folding = ["ConstantFolding"]
     try:
-        # Folding the casts of 16-bit weights keeps them in fp32: twice the memory, and seconds of loading.
-        folding = ["ConstantFolding"]
-        return ort.InferenceSession(
-            str(path), options, providers=list(providers), disabled_optimizers=folding
-        )
+        if provider == RTX:
+            options.add_provider_for_devices([_rtx_device()], {"enable_cuda_graph": str(int(replay))})
+            return ort.InferenceSession(str(path), options)
+        return ort.InferenceSession(str(path), options, providers=[provider], disabled_optimizers=folding)
+    except UserError:
+        raise
     except Exception as error:  # onnxruntime's errors share no narrower base
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path} cannot be loaded, export the checkpoint again: {reason}") from None
+
+
+def check_provider(provider: str) -> None:
+    """UserError when this onnxruntime lacks the execution provider, or nobody has tried it."""
+    available = [name for name in ort.get_available_providers() if name in MEMORY]
+    if provider not in available:
+        raise UserError(f"execution provider {provider}: expected {' or '.join(available)}")
+
+
+def rtx_version() -> str:
+    """Version of TensorRT for RTX in onnxruntime's provider of it; UserError when that is not installed."""
+    (library,) = Path(_rtx_plugin().__file__).parent.glob("libtensorrt_rtx.so.*.*")
+    return library.name.partition(".so.")[2]
+
+
+def _rtx_plugin() -> Any:
+    try:
+        import onnxruntime_ep_nv_tensorrt_rtx as plugin
+    except ImportError:
+        raise UserError(
+            "TensorRT engines are run by a provider that is not installed: "
+            "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13"
+        ) from None
+    return plugin
+
+
+@cache
+def _rtx_device() -> Any:
+    """The first GPU that the provider finds."""
+    try:
+        ort.register_execution_provider_library(RTX, _rtx_plugin().get_library_path())
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"TensorRT for RTX cannot start, is the NVIDIA driver installed? {reason}") from None
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == RTX]
+    if not devices:
+        raise UserError("TensorRT for RTX finds no GPU that it supports (RTX 30 and newer)")
+    return devices[0]

@@ -13,21 +13,29 @@ from numpy.typing import NDArray
 
 from engines.cache import Cache, check_prefill
 from engines.config import ModelConfig
-from engines.onnx_files import DECODER, EMBEDDING, VISION, read_embedding
-from engines.onnx_runtime import CPU, open_model, releasing
+from engines.device import find_gpu
+from engines.engine_files import ENGINE_FACTS, EngineFacts
+from engines.errors import UserError
+from engines.onnx_files import DECODER, EMBEDDING, STEP, VISION, read_embedding
+from engines.onnx_inputs import Arrays, DecoderInputs, FusedInputs, StandardInputs
+from engines.onnx_runtime import CPU, MEMORY, RTX, check_provider, open_model, releasing, rtx_version
 from engines.onnx_vision import VisionTokens, VisionTower
 from engines.processor import Inputs
 
-Arrays = dict[str, NDArray[Any]]
+CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """The decoder's arrays and keys and values, bound to its inputs and outputs: no copies on the way."""
+    """Arrays of the host, their copies on the device, and the decoder's inputs and outputs bound to those.
 
+    Addresses stay, so a device may replay what it recorded of an earlier run.
+    """
+
+    graph: Any
     binding: Any
     arrays: Arrays
-    keys_values: dict[str, Any]
+    copies: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,49 +50,61 @@ class OnnxSession:
     """A Session over vision.onnx and decoder.onnx."""
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        threads: int | None = None,
-        providers: Sequence[str] = (CPU,),
-        chunk: int = 512,
+        self, directory: Path, *, threads: int | None = None, provider: str = CPU, chunk: int = 512
     ) -> None:
-        """Load the artifact in `directory`; UserError when a file is missing or broken.
+        """Load the artifact in `directory`; UserError when a file is missing, broken or for another device.
 
-        threads: by default one for each core. chunk: tokens that pass the decoder at a time in prefill, over
-        the whole batch; it bounds the memory of activations and attention scores.
+        threads: by default one for each core. provider: onnxruntime's name of what runs the graphs; engines
+        bring their own. chunk: tokens that pass the decoder at a time in prefill, over the whole batch; it
+        bounds the memory of activations and attention scores.
         """
         directory = Path(directory)
         self.config = ModelConfig.load(directory)
-        self.chunk = chunk
-        self._embedding = read_embedding(directory / EMBEDDING, self.config.text)
-        self._vision = VisionTower(directory / VISION, self.config, threads, providers)
-        self._decoder = open_model(directory / DECODER, threads, providers)
-        types = {value.name: value.type for value in self._decoder.get_inputs()}
-        self.cache_dtype = np.int8 if types["past_key.0"] == "tensor(int8)" else np.float32
+        self.engines = None
+        if (directory / ENGINE_FACTS).exists():
+            self.engines, provider = EngineFacts.read(directory), RTX
+            self.engines.check_device(directory, find_gpu())
+            self.engines.check_version(directory, rtx_version())
+            chunk = min(chunk, self.engines.chunk)
+        else:
+            check_provider(provider)
+        self.chunk, self.memory = chunk, MEMORY[provider]
+        self.after_prefill = releasing() if provider == CPU else None
+        self.embedding = read_embedding(directory / EMBEDDING, self.config.text)
+        self.vision = VisionTower(directory / VISION, self.config, threads, provider)
+        self.decoder = self.step = open_model(directory / DECODER, threads, provider)
+        if (directory / STEP).exists():
+            replay = self.engines is not None and self.engines.batch == 1
+            self.step = open_model(directory / STEP, threads, provider, replay=replay)
+        graph_inputs = {value.name: value for value in self.decoder.get_inputs()}
+        cache = graph_inputs["past_key.0"]
+        self.cache_dtype = CACHE_TYPES[cache.type]
+        self.context = cache.shape[2] if isinstance(cache.shape[2], int) else None  # an engine's is fixed
+        standard = "attention_mask" in graph_inputs
+        self.inputs: DecoderInputs = (StandardInputs if standard else FusedInputs)(self.config)
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
     ) -> tuple[NDArray[np.float32], Cache]:
         """See Session.prefill."""
         check_prefill(prompts, capacity, keep, self.config)
+        room = self._room(len(prompts), capacity)
         lengths = np.array([len(prompt.input_ids) for prompt in prompts])
-        vision = [self._vision(prompt) for prompt in prompts]
-        keys_values = self._allocate(len(prompts), capacity)
+        vision = [self.vision(prompt) for prompt in prompts]
+        keys_values = self._allocate(len(prompts), room)
         kept = np.empty((len(prompts), keep, self.config.text.vocab_size), np.float32)
         last = lengths[:, None] - keep + np.arange(keep)  # the positions [B, keep] that get logits
         longest, size = int(lengths.max()), max(1, self.chunk // len(prompts))
         for start in range(0, longest, size):
             stop = min(start + size, longest)
             sequence, slot = np.nonzero((start <= last) & (last < stop))
-            arrays = self._arrays(len(prompts), stop - start, len(sequence))
-            arrays["logit_rows"][:] = sequence * (stop - start) + last[sequence, slot] - start
-            arrays["seqlens_k"][:] = np.minimum(lengths, stop) - 1
-            arrays["total_length"][...] = stop
-            arrays["query_seqlens"][:] = np.clip(lengths - start, 0, stop - start)
-            self._fill(arrays, prompts, vision, start, stop)
-            self._decoder.run_with_iobinding(self._bind(arrays, keys_values).binding, releasing())
-            kept[sequence, slot] = arrays["logits"]
+            arrays = self.arrays(len(prompts), stop - start, room, max(1, len(sequence)))
+            arrays["logit_rows"][: len(sequence)] = sequence * (stop - start) + last[sequence, slot] - start
+            positions = self.fill(arrays, prompts, vision, start, stop)
+            counts = np.clip(lengths - start, 0, stop - start)
+            self.inputs.place(arrays, np.minimum(lengths, start), counts, positions)
+            self.run(self.bind(self.decoder, arrays, keys_values), self.after_prefill)
+            kept[sequence, slot] = arrays["logits"][: len(sequence)]
         positions = np.array([prompt.next_position for prompt in prompts])
         return kept, Cache(lengths, positions, capacity, State(keys_values, {}))
 
@@ -92,12 +112,11 @@ class OnnxSession:
         """See Session.extend."""
         cache.check_extend(tokens)
         batch, size = tokens.shape
-        step = self._step(cache.state, batch, size)
-        step.arrays["inputs_embeds"][:] = self._embedding[tokens]
-        step.arrays["position_ids"][:] = cache.positions[:, None] + np.arange(size)
-        step.arrays["seqlens_k"][:] = cache.lengths + size - 1
-        step.arrays["total_length"][...] = cache.lengths.max() + size
-        self._decoder.run_with_iobinding(step.binding)
+        step = self._step(cache, size)
+        step.arrays["inputs_embeds"][:] = self.embedding[tokens]
+        positions = np.broadcast_to(cache.positions[:, None] + np.arange(size), (3, batch, size))
+        self.inputs.place(step.arrays, cache.lengths, np.full(batch, size), positions)
+        self.run(step)
         cache.advance(size)
         return step.arrays["logits"].reshape(batch, size, -1).copy()
 
@@ -105,71 +124,89 @@ class OnnxSession:
         """See Session.decode."""
         return self.extend(tokens[:, None], cache)[:, 0]
 
-    def _step(self, state: State, batch: int, size: int) -> Bound:
+    def _step(self, cache: Cache, size: int) -> Bound:
         """The arrays of a step of `size` tokens; made once for each size, so that no step allocates."""
+        state, rows = cache.state, len(cache.lengths) * size
         if size not in state.steps:
-            arrays = self._arrays(batch, size, batch * size)
-            arrays["logit_rows"][:] = np.arange(batch * size)
-            arrays["query_seqlens"][:] = size
-            state.steps[size] = self._bind(arrays, state.keys_values)
-        return state.steps[size]
+            room = self.context or cache.capacity
+            arrays = self.arrays(len(cache.lengths), size, room, rows)
+            arrays["logit_rows"][:] = np.arange(rows)
+            graph = self.step if size == 1 else self.decoder
+            state.steps[size] = self.bind(graph, arrays, state.keys_values)
+        found: Bound = state.steps[size]
+        return found
 
-    def _fill(
+    def fill(
         self,
         arrays: Arrays,
         prompts: Sequence[Inputs],
         vision: Sequence[VisionTokens],
         start: int,
         stop: int,
-    ) -> None:
-        """Embeddings, positions and deepstack features of tokens start to stop of every prompt."""
+    ) -> NDArray[np.int64]:
+        """Embeddings and deepstack features of tokens start to stop; returns their positions [3, B, S]."""
         embeds = arrays["inputs_embeds"]
+        positions = np.zeros((3, *embeds.shape[:2]), np.int64)
         if any(len(tokens.where) for tokens in vision):
             taps = len(self.config.vision.deepstack_visual_indexes)
-            arrays["deepstack"] = np.zeros((taps, *embeds.shape), np.float32)
+            arrays["deepstack"] = np.zeros((taps, *embeds.shape), embeds.dtype)
         for row, (prompt, tokens) in enumerate(zip(prompts, vision, strict=True)):
             ids = prompt.input_ids[start:stop]
-            embeds[row, : len(ids)] = self._embedding[ids]
-            arrays["position_ids"][:, row, : len(ids)] = prompt.positions[:, start:stop]
+            embeds[row, : len(ids)] = self.embedding[ids]
+            positions[:, row, : len(ids)] = prompt.positions[:, start:stop]
             low, high = np.searchsorted(tokens.where, [start, stop])
             if low < high:
                 slots = tokens.where[low:high] - start
                 embeds[row, slots] = tokens.features[0, low:high]
                 arrays["deepstack"][:, row, slots] = tokens.features[1:, low:high]
+        return positions
 
-    def _arrays(self, batch: int, size: int, logit_rows: int) -> Arrays:
+    def arrays(self, batch: int, size: int, capacity: int, logit_rows: int) -> Arrays:
         """Zeroed decoder inputs for `size` new tokens of every sequence, and room for the logits."""
-        text, taps = self.config.text, len(self.config.vision.deepstack_visual_indexes)
-        return {
-            "inputs_embeds": np.zeros((batch, size, text.hidden_size), np.float32),
-            "position_ids": np.zeros((3, batch, size), np.int64),
-            "deepstack": np.zeros((taps, 1, 1, text.hidden_size), np.float32),
-            "seqlens_k": np.zeros(batch, np.int32),
-            "total_length": np.zeros((), np.int32),
-            "query_seqlens": np.zeros(batch, np.int32),
+        return self.inputs.arrays(batch, size, capacity) | {
             "logit_rows": np.zeros(logit_rows, np.int64),
-            "logits": np.zeros((logit_rows, text.vocab_size), np.float32),
+            "logits": np.zeros((logit_rows, self.config.text.vocab_size), np.float32),
         }
 
+    def _room(self, batch: int, capacity: int) -> int:
+        """Tokens to allocate for each sequence; UserError when engines were not built for so many."""
+        if self.context and capacity > self.context:
+            raise UserError(f"{capacity} tokens: these engines were built for a context of {self.context}")
+        if self.engines and batch > self.engines.batch:
+            raise UserError(f"{batch} sequences: these engines were built for {self.engines.batch} together")
+        return self.context or capacity
+
     def _allocate(self, batch: int, capacity: int) -> dict[str, Any]:
-        """Keys and values of every layer, f32 or (as the graph says) int8 [B, kv heads, capacity, D].
+        """Keys and values of every layer, f32, f16 or int8 as the graph says [B, kv heads, capacity, D].
 
         The system hands out zeros page by page as they are written, so unused capacity costs little memory.
         """
         text = self.config.text
         shape = (batch, text.num_key_value_heads, capacity, text.head_dim)
         names = [f"{kind}.{layer}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
-        return {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.cache_dtype)) for name in names}
+        return {
+            name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.cache_dtype), *self.memory)
+            for name in names
+        }
 
-    def _bind(self, arrays: Arrays, keys_values: dict[str, Any]) -> Bound:
-        binding = self._decoder.io_binding()
+    def bind(self, graph: Any, arrays: Arrays, keys_values: dict[str, Any]) -> Bound:
+        """Everything that one run of `graph` needs, in place."""
+        binding, copies = graph.io_binding(), {}
         for name, array in arrays.items():
-            value = ort.OrtValue.ortvalue_from_numpy(array)
             if name == "logits":
-                binding.bind_ortvalue_output(name, value)
+                binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
             else:
-                binding.bind_ortvalue_input(name, value)
+                copies[name] = ort.OrtValue.ortvalue_from_shape_and_type(
+                    array.shape, array.dtype.type, *self.memory
+                )
+                binding.bind_ortvalue_input(name, copies[name])
         for name, value in keys_values.items():
             binding.bind_ortvalue_input(f"past_{name}", value)
             binding.bind_ortvalue_output(f"present_{name}", value)
-        return Bound(binding, arrays, keys_values)
+        return Bound(graph, binding, arrays, copies)
+
+    def run(self, bound: Bound, options: Any = None) -> None:
+        """One pass: `bound.arrays` in, its logits and the cache out."""
+        for name, copy in bound.copies.items():
+            copy.update_inplace(bound.arrays[name])
+        bound.graph.run_with_iobinding(bound.binding, options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from engines.config import ModelConfig
 from engines.errors import UserError
 from engines.onnx_runtime import check_file, open_model, releasing
 from engines.processor import Inputs, Media
+from engines.rotary import vision_frequencies
 
 PATCHES_PER_RUN = 4096  # frames of a video pass the tower in runs of about so many patches
 REMEMBERED_BYTES = 64 * 2**20  # ten images of 448 x 448 for a 2B model
@@ -40,12 +40,10 @@ class VisionTower:
     The last media's features are kept, least recently used first out, for an image that is asked about again.
     """
 
-    def __init__(
-        self, path: Path, config: ModelConfig, threads: int | None, providers: Sequence[str]
-    ) -> None:
+    def __init__(self, path: Path, config: ModelConfig, threads: int | None, provider: str) -> None:
         check_file(path)
         self.config = config
-        self._open = partial(open_model, path, threads, providers)
+        self._open = partial(open_model, path, threads, provider)
         self._seen: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
 
     @cached_property
@@ -81,14 +79,23 @@ class VisionTower:
         positions = patch_positions(height, width, vision.spatial_merge_size)
         side = round(vision.num_position_embeddings**0.5)
         indices, weights = interpolation(positions, height, width, side)
-        shared = {"patch_positions": positions, "position_indices": indices, "position_weights": weights}
-        pixels = media.pixels.reshape(frames, height * width, -1)
-        size = max(1, PATCHES_PER_RUN // (height * width))
+        shapes = {value.name: value.shape for value in self._graph.get_inputs()}
+        if "patch_positions" in shapes:  # the fused dialect
+            floats: type[np.floating] = np.float32
+            places: dict[str, NDArray[Any]] = {"patch_positions": positions}
+        else:
+            floats = np.float16
+            angles = positions.astype(np.float32) @ vision_frequencies(vision)
+            places = {"rotary_cos": np.cos(angles)[None], "rotary_sin": np.sin(angles)[None]}
+            places = {name: array.astype(floats) for name, array in places.items()}
+        shared = {"position_indices": indices, "position_weights": weights.astype(floats), **places}
+        pixels = media.pixels.reshape(frames, height * width, -1).astype(floats, copy=False)
+        size = 1 if shapes["pixel_values"][0] == 1 else max(1, PATCHES_PER_RUN // (height * width))
         runs = [
             self._graph.run(None, {"pixel_values": pixels[start : start + size], **shared}, releasing())[0]
             for start in range(0, frames, size)
         ]
-        return np.concatenate(runs, axis=1)
+        return np.concatenate(runs, axis=1, dtype=np.float32)
 
 
 def patch_positions(height: int, width: int, merge: int) -> NDArray[np.int64]:

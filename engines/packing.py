@@ -8,6 +8,7 @@ eight, and the zero point.
 - AutoGPTQ ("gptq", v1): transposed, along K; a zero point is stored less one, so 8 is stored as 7.
 - AutoAWQ GEMM: transposed, along N in the order 0 2 4 6 1 3 5 7; zero points stored as they are.
 - ONNX Runtime's MatMulNBits: bytes [N, K / group, group / 2]; without a zero-point input it means 8.
+- ONNX's blocked DequantizeLinear: signed, transposed, bytes along N; symmetric, no zero points.
 """
 
 from __future__ import annotations
@@ -104,6 +105,16 @@ def to_matmulnbits(weight: Int4) -> tuple[NDArray[np.uint8], NDArray[np.floating
 def from_matmulnbits(blob: NDArray[np.uint8], scales: NDArray[np.floating]) -> Int4:
     """Inverse of `to_matmulnbits`."""
     return _int4(_codes(blob.reshape(blob.shape[0], -1)), scales.reshape(blob.shape[0], -1))
+
+
+def to_dequantizelinear(weight: Int4) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+    """The codes and scales of ONNX's blocked DequantizeLinear (axis 0) for x @ W: [K, N] and [K / group, N].
+
+    Codes are signed and two to a byte along N, the first in the low half (ONNX's INT4 in raw_data).
+    Raises ValueError when N is odd.
+    """
+    signed = np.ascontiguousarray(weight.codes.T) ^ np.uint8(ZERO_POINT)  # two's complement of codes - 8
+    return _nibbles(signed), np.ascontiguousarray(weight.scales.T)
 
 
 def _int4(codes: NDArray[np.uint8], scales: Array) -> Int4:

@@ -23,7 +23,10 @@ def declared() -> dict[str, list[str]]:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     own = [line for line in extras["dev"] if not line.startswith(project["name"])]
-    return {"serve": project["dependencies"], "dev": project["dependencies"] + extras["build"] + own}
+    return {
+        "serve": project["dependencies"],
+        "dev": project["dependencies"] + extras["build"] + extras["tensorrt"] + own,
+    }
 
 
 def closure(requirements: Iterable[str]) -> dict[str, str]:

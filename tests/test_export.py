@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from engines.checkpoint import SIDE_FILES, Checkpoint
 from engines.errors import UserError
 from engines.export import export
+from engines.graphs.fused import Fused
 from engines.graphs.vision import vision
 from engines.onnx_session import OnnxSession
 from engines.onnx_vision import VisionTower
@@ -152,15 +153,16 @@ def test_a_dense_checkpoint_keeps_its_vision_tower_in_16_bits(
 
 def test_int8_vision_is_close_row_by_row(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(int4_pair[0])
-    vision(checkpoint, tmp_path / "vision.onnx", int8=False)
-    vision(checkpoint, tmp_path / "int8.onnx", int8=True)
+    for name, int8 in (("vision.onnx", False), ("int8.onnx", True)):
+        with Fused(tmp_path / name, int8=int8) as graph:
+            vision(graph, checkpoint)
     shape = checkpoint.config.vision
     width = shape.in_channels * shape.temporal_patch_size * shape.patch_size**2
     pixels = np.random.default_rng(0).uniform(-1, 1, (24, width)).astype(np.float32)
     pixels[:4] *= 1e-3  # a dark corner, which one scale for all rows would blot out
     media = Media("image", (1, 4, 6), pixels)
     exact, rounded = (
-        VisionTower(tmp_path / name, checkpoint.config, 1, ["CPUExecutionProvider"])._encode(media)
+        VisionTower(tmp_path / name, checkpoint.config, 1, "CPUExecutionProvider")._encode(media)
         for name in ("vision.onnx", "int8.onnx")
     )
     error = np.linalg.norm(rounded - exact, axis=-1) / np.linalg.norm(exact, axis=-1)

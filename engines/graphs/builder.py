@@ -1,10 +1,14 @@
-"""Writes one ONNX graph: nodes in memory, weights streamed to one external data file as they come."""
+"""Writes one ONNX graph: nodes in memory, weights streamed to one external data file as they come.
+
+What a model consists of is in decoder and vision; how each piece is spelled is a dialect's, a subclass: fused
+(onnxruntime's own operators, fastest on a CPU) or standard (ONNX alone, for TensorRT and any other runtime).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import ml_dtypes
 import numpy as np
@@ -13,17 +17,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from engines.errors import UserError
-from engines.int4 import Int4
-from engines.int8 import ZERO_POINT as INT8_ZERO
-from engines.int8 import Int8
-from engines.packing import to_matmulnbits
 
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's fused operators
-OPSET = 23  # the first with RotaryEmbedding
 IR_VERSION = 11
 ALIGNMENT = 4096  # a page: onnxruntime maps external data instead of reading it
 INLINE_BYTES = 1024
-TINY = 1e-30  # keeps a row of zeros from dividing by zero
 
 Array = npt.NDArray[Any]
 
@@ -35,15 +33,11 @@ class Graph:
     the machine or the path is recorded.
     """
 
-    def __init__(self, path: Path, *, accuracy_level: int = 0, int8: bool = False) -> None:
-        """Start `path` and its weights `path`.data.
+    opset: ClassVar[int]
 
-        accuracy_level: MatMulNBits computes with activations in fp32 (0) or quantised to int8 (4).
-        int8: whether dense layers are to be multiplied in 8 bits.
-        """
+    def __init__(self, path: Path) -> None:
+        """Start `path` and its weights `path`.data."""
         self.path = path
-        self.accuracy_level = accuracy_level
-        self.int8 = int8
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
@@ -84,74 +78,29 @@ class Graph:
             self._constants[content] = self.initializer(f"constant.{len(self._constants)}", array)
         return self._constants[content]
 
-    def vector(self, name: str, array: Array) -> str:
-        """A norm's scale or a bias: kept in fp32, which holds every 16-bit value exactly."""
-        return self.initializer(name, np.asarray(array, np.float32))
-
-    def matrix(self, name: str, array: Array) -> str:
-        """A 16-bit weight stays 16-bit on disk; onnxruntime folds the cast once, when it loads the graph."""
-        return self.widened(self.stored(name, array))
-
     def stored(self, name: str, array: Array, file: Path | None = None) -> str:
         """A weight in 16 bits. file: a sibling of the graph that already holds exactly these bytes."""
         return self.initializer(name, storable(array, name), file)
 
-    def widened(self, value: str) -> str:
-        """`value` in fp32."""
+    def cast(self, value: str, dtype: npt.DTypeLike) -> str:
+        """`value` as `dtype`, which a weight may already have."""
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         tensor = self.initializers.get(value)
-        if tensor is not None and tensor.data_type == TensorProto.FLOAT:
+        if tensor is not None and tensor.data_type == kind:
             return value
-        return self.op("Cast", [value], name=f"{value}.fp32", to=TensorProto.FLOAT)
-
-    def linear(self, name: str, x: str, weight: Array | Int4 | Int8, bias: Array | None = None) -> str:
-        """x @ weight.T (+ bias) for a weight [N, K]; Int8 weights also have x rounded to 8 bits."""
-        if isinstance(weight, Int4):
-            y = self._matmul_int4(name, x, weight)
-        elif isinstance(weight, Int8):
-            y = self._matmul_int8(name, x, weight)
-        else:
-            y = self.op("MatMul", [x, self.matrix(f"{name}.weight", weight.T)], name=name)
-        if bias is None:
-            return y
-        return self.op("Add", [y, self.vector(f"{name}.bias", bias)], name=f"{name}.biased")
-
-    def _matmul_int4(self, name: str, x: str, weight: Int4) -> str:
-        rows, columns = weight.shape
-        size = weight.group_size
-        if size < 16 or size & (size - 1):
-            raise UserError(
-                f"{name}: groups of {size}, onnxruntime takes powers of two from 16: quantize anew"
-            )
-        blob, scales = to_matmulnbits(weight)
-        codes = self.initializer(f"{name}.codes", blob)
-        scale = self.initializer(f"{name}.scales", scales.astype(np.float32))
-        shape = {
-            "N": rows,
-            "K": columns,
-            "bits": 4,
-            "block_size": size,
-            "accuracy_level": self.accuracy_level,
-        }
-        return self.op("MatMulNBits", [x, codes, scale], name=name, domain=MICROSOFT, **shape)
-
-    def _matmul_int8(self, name: str, x: str, weight: Int8) -> str:
-        """The operator has one scale for all of x; with rows divided by their peaks each has its own."""
-        last = self.constant([-1])
-        peak = self.op("ReduceMax", [self.op("Abs", [x], name=f"{name}.abs"), last], name=f"{name}.max")
-        peak = self.op("Max", [peak, self.constant(TINY, np.float32)], name=f"{name}.peak")
-        even = self.op("Div", [x, peak], name=f"{name}.even")
-        codes = self.initializer(f"{name}.codes", np.ascontiguousarray(weight.codes.T))
-        scales = self.vector(f"{name}.scales", weight.scales)
-        zero = self.constant(np.full(len(weight.scales), INT8_ZERO), np.uint8)
-        y = self.op(
-            "DynamicQuantizeMatMul", [even, codes, scales, zero], name=f"{name}.rows", domain=MICROSOFT
-        )
-        return self.op("Mul", [y, peak], name=name)
+        return self.op("Cast", [value], name=f"{value}.{np.dtype(dtype).name}", to=kind)
 
     def initializer(self, name: str, array: Array, file: Path | None = None) -> str:
         """Store `array` under `name`: inline when small, else in the external data file (or in `file`)."""
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        tensor = TensorProto(name=name, dims=array.shape, data_type=kind)
+        return self._store(name, array, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, file)
+
+    def int4(self, name: str, pairs: npt.NDArray[np.uint8]) -> str:
+        """Store signed 4-bit codes, two to a byte of `pairs` [K, N / 2], as a tensor [K, N]."""
+        rows, columns = pairs.shape
+        return self._store(name, pairs, TensorProto.INT4, (rows, 2 * columns), None)
+
+    def _store(self, name: str, array: Array, kind: int, shape: tuple[int, ...], file: Path | None) -> str:
+        tensor = TensorProto(name=name, dims=shape, data_type=kind)
         if array.nbytes < INLINE_BYTES and file is None:
             tensor.raw_data = array.tobytes()
         else:
@@ -179,19 +128,23 @@ class Graph:
             return
         initializers = list(self.initializers.values())
         graph = helper.make_graph(self.nodes, self.path.stem, self.inputs, self.outputs, initializers)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        domains = {"": self.opset, **{node.domain: 1 for node in self.nodes if node.domain}}
+        opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         self.path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def storable(array: Array, name: str) -> Array:
-    """bfloat16 as fp16, anything else as it is.
+    """bfloat16 as fp16, anything else as it is; see `halved`."""
+    return halved(array, name) if array.dtype == ml_dtypes.bfloat16 else array
 
-    fp16 has the finer mantissa, so a bfloat16 weight between 6e-5 and 65504 loses nothing.
+
+def halved(array: Array, name: str) -> Array:
+    """`array` in fp16.
+
+    It has the finer mantissa, so a bfloat16 weight between 6e-5 and 65504 loses nothing.
     Raises UserError naming the tensor when a value is too large.
     """
-    if array.dtype != ml_dtypes.bfloat16:
-        return array
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     if not np.isfinite(half).all():

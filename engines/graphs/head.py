@@ -9,22 +9,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from engines.checkpoint import Checkpoint
-from engines.graphs.builder import Array, Graph
+from engines.graphs import Dialect
+from engines.graphs.builder import Array
+from engines.graphs.fused import Fused
+from engines.graphs.standard import Standard
 from engines.int4 import nearest
 from engines.onnx_files import EmbeddingTable
 
 EXACT = 32  # logits of each row that are computed from 16-bit weights
 
 
-def head(graph: Graph, checkpoint: Checkpoint, x: str, embedding: EmbeddingTable) -> str:
+def head(graph: Dialect, checkpoint: Checkpoint, x: str, embedding: EmbeddingTable) -> str:
     """Logits [R, V] of x [R, H]. A tied head reads `embedding`, a file beside the graph: no second copy."""
     tied = checkpoint.config.tie_word_embeddings
     weight: Array = embedding if tied else checkpoint.tensor("lm_head.weight")
     file = Path(str(embedding.filename)) if tied else None
     stored = graph.stored("lm_head.weight", weight, file)
-    if not checkpoint.quantization:
-        return graph.op("Gemm", [x, graph.widened(stored)], name="lm_head", transB=1)
+    if isinstance(graph, Standard) or not checkpoint.quantization:
+        return graph.op("Gemm", [x, graph.cast(stored, graph.activations)], name="lm_head", transB=1)
     rounded = graph.linear("lm_head", x, nearest(weight, group_size(weight.shape[1])))
     return _exact(graph, x, rounded, stored, min(EXACT, len(weight)))
 
@@ -34,12 +39,12 @@ def group_size(columns: int) -> int:
     return min(128, columns & -columns)
 
 
-def _exact(graph: Graph, x: str, logits: str, weight: str, count: int) -> str:
+def _exact(graph: Fused, x: str, logits: str, weight: str, count: int) -> str:
     """`logits` with the `count` largest of each row computed again from the 16-bit rows of `weight`."""
     best = graph.ops("TopK", [logits, graph.constant([count])], ["head.best.rounded", "head.best"], sorted=0)[
         1
     ]
-    rows = graph.widened(graph.op("Gather", [weight, best], name="head.best.weight"))
+    rows = graph.cast(graph.op("Gather", [weight, best], name="head.best.weight"), np.float32)
     last = graph.constant([2])
     column = graph.op("Unsqueeze", [x, last], name="head.column")
     products = graph.op("MatMul", [rows, column], name="head.best.products")

@@ -46,7 +46,7 @@ class OnnxModel:
 
     @cached_property
     def _tower(self) -> VisionTower:
-        return VisionTower(self.directory / VISION, self.session.config, self.threads, (CPU,))
+        return VisionTower(self.directory / VISION, self.session.config, self.threads, CPU)
 
     def vision(self, image: Path) -> float:
         """See Model.vision. The picture is taken apart before the clock starts."""

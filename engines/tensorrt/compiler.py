@@ -1,0 +1,118 @@
+"""Compiles a graph of standard operators into a TensorRT engine, on a machine with or without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from engines.errors import UserError
+from engines.tensorrt.plan import Plan, parse_plan
+from engines.tensorrt.targets import Target
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """How large one free dimension of a graph may be, and the size to be fastest at."""
+
+    least: int
+    best: int
+    most: int
+
+
+Ranges = Mapping[str, Range]  # by the dimension's name
+
+
+def load_compiler() -> Any:
+    """The module of TensorRT for RTX; UserError when it is not installed."""
+    try:
+        import tensorrt_rtx_bindings as tensorrt_rtx
+    except ImportError:
+        raise UserError(
+            "TensorRT for RTX is not installed: pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
+        ) from None
+    return tensorrt_rtx
+
+
+def pinned(graph: Path, ranges: Ranges) -> onnx.ModelProto:
+    """The graph with every dimension that has only one size set to it; weights stay in their files."""
+    model = onnx.load(graph, load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            sizes = ranges.get(dimension.dim_param)
+            if sizes and sizes.least == sizes.most:
+                dimension.dim_value = sizes.least
+    return model
+
+
+def compile_graph(graph: Path, engine: Path, target: Target, ranges: Ranges) -> Plan:
+    """Write the engine of `graph` for `target` to `engine`; returns what it consists of.
+
+    ranges: for every free dimension of the graph's inputs.
+    Raises UserError with the compiler's own words when graph or target do not allow it, and when the engine
+    would ignore an input.
+    """
+    trt = load_compiler()
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    model = pinned(graph, ranges)
+    if not parser.parse(model.SerializeToString(), str(graph)):
+        raise UserError(f"{graph}: TensorRT cannot read it: {_first_line(parser.get_error(0).desc())}")
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, target.name.upper()), 0)
+    profile = builder.create_optimization_profile()
+    for value in model.graph.input:
+        profile.set_shape(value.name, *_shapes(value, ranges))
+    config.add_optimization_profile(profile)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        reason = logger.errors[-1] if logger.errors else "it gave no reason"
+        raise UserError(f"{graph}: TensorRT cannot build it for {target.name}: {_first_line(reason)}")
+    plan = parse_plan(logger.messages)
+    if ignored := plan.unread(value.name for value in model.graph.input):
+        raise UserError(f"{graph}: the engine for {target.name} ignores the input {ignored[0]}")
+    with engine.open("wb") as file:
+        file.write(memoryview(serialized))
+    return plan
+
+
+def _shapes(value: onnx.ValueInfoProto, ranges: Ranges) -> list[Shape]:
+    """The least, best and most of an input."""
+    sizes = [
+        ranges[dimension.dim_param]
+        if dimension.dim_param
+        else Range(dimension.dim_value, dimension.dim_value, dimension.dim_value)
+        for dimension in value.type.tensor_type.shape.dim
+    ]
+    return [tuple(getattr(size, which) for size in sizes) for which in ("least", "best", "most")]
+
+
+def _logger(trt: Any) -> Any:
+    """One that keeps everything: the plan is reported nowhere else without a GPU."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.messages.append(message)
+            # Having no driver is no fault of a build that needs none.
+            if severity <= trt.ILogger.Severity.ERROR and "CUDA driver" not in message:
+                self.errors.append(message)
+
+    return Logger()
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0]
