@@ -54,10 +54,11 @@ def write_report(summary: Mapping[str, Any], variants: Sequence[VariantEvidence]
 
 
 def _subtitle(summary: Mapping[str, Any], baseline: VariantEvidence) -> str:
-    rows = summary["variants"]
-    passed = sum(row["verdict"] == Verdict.PASS for row in rows)
+    verdicts = [row["verdict"] for row in summary["variants"]]
+    passed, elsewhere = verdicts.count(Verdict.PASS), verdicts.count(Verdict.UNMEASURED)
     compared = f"against {baseline.name} on {len(baseline.observations):,} items"
-    return f"{passed} of {len(rows)} variants pass, {compared}"
+    rest = f"; {elsewhere} are for devices that are not here" if elsewhere else ""
+    return f"{passed} of {len(verdicts) - elsewhere} variants pass, {compared}{rest}"
 
 
 def _card(v: VariantEvidence, baseline: VariantEvidence, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +77,8 @@ def _card(v: VariantEvidence, baseline: VariantEvidence, facts: Mapping[str, Any
         pace = f"{1 / ratio:.2g}× as fast" if paired else "end to end, median"
         shown.append(("latency", f"{median:.3g} ms", pace))
     shown.append(("on disk", human_size(facts["bytes"]), ""))
-    shown.append(("peak memory", human_size(facts["peak_memory_bytes"]), ""))
+    if peak := facts["peak_memory_bytes"]:
+        shown.append(("peak memory", human_size(peak), ""))
     decisive = next((c for c in v.gate.checks if c.verdict == v.gate.verdict != Verdict.PASS), None)
     return {
         "name": v.name,
@@ -117,6 +119,8 @@ def _bars(facts: Mapping[str, Any], limits: Limits) -> list[dict[str, Any]]:
         ("disk", facts["bytes"], limits.max_bytes),
         ("memory", facts["peak_memory_bytes"], limits.max_peak_memory_bytes),
     ):
+        if value is None:  # of a device that is not here
+            continue
         share = value / limit if limit else 0.0
         percent = f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.001 else "< 0.1%"
         bars.append(

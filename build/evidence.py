@@ -6,13 +6,14 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy import read_observations
+from bench.accuracy import Observation, read_observations
 from bench.fidelity import Fidelity
 from bench.gate import gate
 from bench.latency import Timing, in_a_process, measure, of_arm
@@ -22,6 +23,7 @@ from build.console import Console
 from build.recipe import KINDS, Recipe
 from build.source import project_revision
 from build.store import Entry, processor_name
+from engines.device import find_gpu
 
 LATENCY = ("ttft_p50_ratio", "ttft_p95_ratio", "itl_p50_ratio", "itl_p95_ratio", "e2e_ratio")
 # A recipe is YAML and so is JSON: the one beside this script builds and measures the variant again.
@@ -30,6 +32,7 @@ COMMANDS = """#!/bin/sh
 python -m build all --recipe "$(dirname "$0")/recipe.json" --only {variant} "$@"
 """
 QUALITY = ("accuracy_margin", "max_kl", "max_flip_rate")
+ON_DEVICE = ("accuracy", "fidelity", "latency", "peak_memory_bytes")  # only a variant's device can tell these
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,21 @@ class Built:
     answers: dict[str, Entry]
     memory: dict[str, Entry]
 
-    def peak_memory(self, variant: str) -> Memory:
+    def peak_memory(self, variant: str) -> Memory | None:
+        if variant not in self.memory:
+            return None
         return Memory.model_validate_json((self.memory[variant].path / "memory.json").read_bytes())
+
+    def observations(self, variant: str) -> Sequence[Observation]:
+        if variant not in self.answers:
+            return ()
+        return read_observations(self.answers[variant].path / "observations.jsonl")
+
+    def fidelity(self, variant: str) -> Fidelity | None:
+        if variant not in self.answers:
+            return None
+        path = self.answers[variant].path / "fidelity.json"
+        return Fidelity.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing]:
@@ -53,7 +69,7 @@ def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing
     from bench.tasks import read_items
     from engines.processor import Processor
 
-    arms = [variant for variant in built.artifacts if variant == "fp16" or KINDS[variant].onnx]
+    arms = [variant for variant in built.answers if variant == "fp16" or KINDS[variant].runs]
     items = read_items(built.items.path / "items.jsonl")
     processor = Processor.load(built.artifacts["fp16"].path)
     requests = [processor(item.messages) for item in items[: recipe.latency.requests]]
@@ -68,24 +84,38 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
     limits = recipe.gate
     if variant == "fp16":  # nothing to compare the baseline with but the budget
         limits = limits.model_copy(update=dict.fromkeys((*QUALITY, *LATENCY)))
-    elif not KINDS[variant].onnx:  # a checkpoint is as fast as the engine that will run it
+    elif not KINDS[variant].runs:  # a checkpoint is as fast as the engine that will run it
         limits = limits.model_copy(update=dict.fromkeys(LATENCY))
-    answers, fidelity = built.answers, built.answers[variant].path / "fidelity.json"
+    peak, base = built.peak_memory(variant), built.peak_memory("fp16")
     measurements = Measurements(
         baseline=built.artifacts["fp16"].digest,
         candidate=built.artifacts[variant].digest,
-        baseline_answers=read_observations(answers["fp16"].path / "observations.jsonl"),
-        candidate_answers=read_observations(answers[variant].path / "observations.jsonl"),
+        baseline_answers=built.observations("fp16"),
+        candidate_answers=built.observations(variant),
         baseline_timings=of_arm(timings, "fp16"),
         candidate_timings=of_arm(timings, variant),
-        fidelity=Fidelity.model_validate_json(fidelity.read_bytes()) if fidelity.is_file() else None,
+        fidelity=built.fidelity(variant),
         bytes=built.artifacts[variant].manifest.bytes,
         baseline_bytes=built.artifacts["fp16"].manifest.bytes,
-        peak_memory_bytes=built.peak_memory(variant).peak_memory_bytes,
-        baseline_peak_memory_bytes=built.peak_memory("fp16").peak_memory_bytes,
+        peak_memory_bytes=peak.peak_memory_bytes if peak else None,
+        baseline_peak_memory_bytes=base.peak_memory_bytes if base else None,
         memory_at=(recipe.gate.context, recipe.gate.batch),
+        unmeasured={} if runs_here(variant) else dict.fromkeys(ON_DEVICE, _elsewhere(variant, recipe)),
     )
     return gate(measurements, limits)
+
+
+def runs_here(variant: str) -> bool:
+    """Whether this machine has the device that the variant is for."""
+    target, gpu = KINDS[variant].target, find_gpu()
+    return target is None or (gpu is not None and gpu.architecture == target)
+
+
+def _elsewhere(variant: str, recipe: Recipe) -> str:
+    """Why a variant is not measured here, and what measures it where it can be."""
+    model = "" if recipe.model == "embedded" else f" --model {recipe.model}"
+    command = f"python -m build all --recipe {recipe.name}{model} --only {variant}"
+    return f"no GPU of {KINDS[variant].target} in this machine; on one that has it: {command}"
 
 
 def documents(
@@ -94,7 +124,7 @@ def documents(
     """What goes into a published variant's evidence folder, by file name: files, texts and JSON."""
     answers, artifact = built.answers[variant].path, built.artifacts[variant].path
     # What calibration saw is written beside the weights it chose, which an engine was made from.
-    weights = built.artifacts[KINDS[variant].made_from or variant].path if KINDS[variant].onnx else artifact
+    weights = built.artifacts[KINDS[variant].made_from or variant].path if KINDS[variant].runs else artifact
     files = [answers / name for name in ("observations.jsonl", "fidelity.json")]
     files += [weights / name for name in ("calibration.json", "quantization.json")]
     found: dict[str, Path | str | dict[str, Any]] = {file.name: file for file in files if file.is_file()}
@@ -124,7 +154,7 @@ def report(
         VariantEvidence(
             name=variant,
             gate=judged,
-            observations=read_observations(built.answers[variant].path / "observations.jsonl"),
+            observations=built.observations(variant),
             timings=of_arm(timings, variant),
             layers=layers(variant),
         )

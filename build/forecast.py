@@ -8,6 +8,7 @@ at full size are in docs/log.md. ``plan`` prints them; the gate never uses them.
 from __future__ import annotations
 
 import hashlib
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from quantize.cost import operations
 CHUNK = 512  # tokens that pass onnxruntime's decoder at a time (engines.onnx_session)
 PACKED = 0.3  # share of 4- and 8-bit weights that onnxruntime holds once more, in its own order
 WRITE_BYTES_PER_S = 250e6  # what a disk is trusted with
+COMPILED_PER_S = 28e6  # bytes of TensorRT's plans
 CONVERTED_PER_S = 200e6  # weights an export turns into another type
 
 
@@ -41,6 +43,7 @@ class Runtime:
 TRANSFORMERS = Runtime(425_000_000, 6.0, prefill=0.7, decode=0.45, call_seconds=60e-6)
 TRANSFORMERS_INT4 = Runtime(425_000_000, 14.0, prefill=0.6, decode=0.3, call_seconds=60e-6)
 ONNX_DENSE = Runtime(95_000_000, 2.0, prefill=0.7, decode=0.5, call_seconds=10e-6)
+TENSORRT = Runtime(500_000_000, 5.0, prefill=1.0, decode=1.0, call_seconds=10e-6)  # never run: a guess
 ONNX_INT4 = Runtime(95_000_000, 2.0, prefill=1.0, decode=0.8, call_seconds=10e-6)
 
 
@@ -105,6 +108,8 @@ class Size:
 
 def runtime(variant: str) -> Runtime:
     kind = KINDS[variant]
+    if kind.target:
+        return TENSORRT
     if kind.onnx:
         return ONNX_INT4 if kind.method else ONNX_DENSE
     return TRANSFORMERS_INT4 if kind.method else TRANSFORMERS
@@ -113,6 +118,8 @@ def runtime(variant: str) -> Runtime:
 def disk_bytes(config: ModelConfig, variant: str, group_size: int) -> int:
     """Bytes of a variant's folder: 16-bit weights, or 4-bit codes with a scale per group."""
     size, kind = Size.of(config), KINDS[variant]
+    if kind.target:
+        return _plan_bytes(size, bool(kind.method), group_size) + 2 * size.embedding
     if not kind.method:
         return 2 * size.total
     linears = size.decoder_linears * (0.5 + (4 if kind.onnx else 2) / group_size)
@@ -122,19 +129,37 @@ def disk_bytes(config: ModelConfig, variant: str, group_size: int) -> int:
     return int(linears + rest + 2 * size.vision)
 
 
+def _plan_bytes(size: Size, int4: bool, group_size: int) -> int:
+    """Engines hold a head of their own each; in 4 bits there are two decoders (engines.tensorrt.engines)."""
+    head = 2 * (size.head or size.embedding)
+    if int4:
+        decoders = 2 * (size.decoder_linears * (0.5 + 2 / group_size) + head)
+    else:
+        decoders = 2 * size.decoder_linears + head
+    return int(decoders + 2 * (size.vision + size.other))
+
+
 def kv_bytes_per_token(config: ModelConfig, variant: str) -> int:
-    """Keys and values of every layer: fp32 on a CPU, unless the variant keeps them in int8."""
+    """Keys and values of every layer: fp32 on a CPU, unless the variant keeps them in int8; fp16 on a GPU."""
     text = config.text
     values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    if KINDS[variant].target:
+        return 2 * values
     return values * (1 if KINDS[variant].int8_cache else 4)
 
 
 def memory_bytes(config: ModelConfig, variant: str, group_size: int, context: int, batch: int) -> int:
-    """Peak memory on a CPU of bench.resources: `batch` questions about an image, of `context` tokens each.
+    """Peak memory of bench.resources: `batch` questions about an image, of `context` tokens each.
 
-    Mapped weights count as far as they are read.
+    A process's on a CPU, where mapped weights count as far as they are read; a GPU's for what runs there.
     """
     size, kind, text, vision = Size.of(config), KINDS[variant], config.text, config.vision
+    if kind.target:
+        pass_tokens = min(context, CHUNK) * batch
+        working = 2 * pass_tokens * (2 * text.intermediate_size + 6 * text.hidden_size)
+        cache = kv_bytes_per_token(config, variant) * context * batch
+        plans = _plan_bytes(size, bool(kind.method), group_size)
+        return TENSORRT.start_bytes + plans + working + cache
     weights: float = disk_bytes(config, variant, group_size)
     if kind.onnx and kind.method:  # of the 16-bit rows few are read; the packed ones lie beside their file
         weights += PACKED * (weights - 2 * size.embedding) - 2 * size.embedding
@@ -199,11 +224,15 @@ def seconds(
         case "checkpoint":
             return moving + written / machine.hashed  # the source is hashed too
         case "export":
+            if variant not in KINDS:  # the graphs that engines are compiled from
+                return 1 + 2 * Size.of(config).total * (1 / WRITE_BYTES_PER_S + 1 / machine.hashed)
             scaled = min(seen.prompts, CACHE_SAMPLES) if KINDS[variant].int8_cache else 0
             moving += Size.of(config).total / CONVERTED_PER_S
             return 1 + moving + answer_seconds(config, variant, machine, seen, scaled, 0, 1)
         case "quantize":
             return quantize_seconds(config, variant, recipe, machine, seen) + moving
+        case "tensorrt":
+            return 3 + written / COMPILED_PER_S
         case "evaluate":
             answers = answer_seconds(
                 config, variant, machine, asked, evaluate.items, evaluate.max_tokens, evaluate.batch_size
@@ -241,22 +270,23 @@ def latency_seconds(
 
 
 def measure_machine() -> Machine:
-    """The best of a few tries each, about a second in all."""
+    """Rates that this machine keeps up, not its best moments; some four seconds in all."""
     a = np.ones((1536, 1536), np.float32)
     wide = np.ones((8192, 8192), np.float32)  # 256 MB: no cache holds it
     vector = np.ones(8192, np.float32)
     data = bytes(1 << 24)
     return Machine(
-        flops=2 * 1536**3 / _best(lambda: a @ a),
-        read=wide.nbytes / _best(lambda: wide @ vector),
-        hashed=len(data) / _best(lambda: hashlib.sha256(data)),
+        flops=2 * 1536**3 / _typical(lambda: a @ a, 2.5),
+        read=wide.nbytes / _typical(lambda: wide @ vector, 0.5),
+        hashed=len(data) / _typical(lambda: hashlib.sha256(data), 0.5),
     )
 
 
-def _best(work: Callable[[], object], tries: int = 10) -> float:
-    times = []
-    for _ in range(tries):
+def _typical(work: Callable[[], object], seconds: float) -> float:
+    """The median time of `work`, done over and over for so long."""
+    times: list[float] = []
+    while sum(times) < seconds:
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
-    return min(times)
+    return statistics.median(times)

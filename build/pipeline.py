@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from bench.verdict import Verdict
 from build import stages
 from build.console import Console
-from build.evidence import Built, documents, environment, judge, report, time_requests
+from build.evidence import Built, documents, environment, judge, report, runs_here, time_requests
 from build.publish import publish
 from build.recipe import KINDS, Recipe
 from build.source import Source
@@ -32,20 +32,24 @@ def make(recipe: Recipe, source: Source, store: Doer, console: Console) -> Built
         if kind.made_from is None:
             continue
         base = artifacts[kind.made_from]
-        if kind.onnx:
+        if kind.target:
+            network = store.do(*stages.standard(base, source))
+            step = stages.engines(variant, network, source, recipe.gate)
+        elif kind.onnx:
             step = stages.exported(variant, base, source, recipe.export, recipe.quantize)
         else:
             step = stages.quantized(variant, base, source, recipe.quantize, console)
         artifacts[variant] = store.do(*step)
 
+    measured = {name: artifact for name, artifact in artifacts.items() if runs_here(name)}
     answers: dict[str, Entry] = {}
-    for variant, artifact in artifacts.items():
+    for variant, artifact in measured.items():
         baseline = answers.get("fp16")
         answers[variant] = store.do(
             *stages.evaluated(variant, artifact, items, baseline, recipe.evaluate, console)
         )
     memory = {
-        name: store.do(*stages.memory(name, artifact, recipe.gate)) for name, artifact in artifacts.items()
+        name: store.do(*stages.memory(name, artifact, recipe.gate)) for name, artifact in measured.items()
     }
     return Built(artifacts, items, answers, memory)
 
@@ -62,9 +66,9 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
     rows = []
     for variant, artifact in built.artifacts.items():
         passed, peak = gates[variant].verdict == "PASS", built.peak_memory(variant)
-        if passed:
+        if passed and peak:
             needs = {
-                "device": "cpu",
+                "device": KINDS[variant].target or "cpu",
                 "memory_bytes": peak.peak_memory_bytes,
                 "context": peak.context,
                 "batch": peak.batch,
@@ -80,7 +84,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
                 "digest": artifact.digest,
                 "verdict": str(gates[variant].verdict),
                 "bytes": artifact.manifest.bytes,
-                "peak_memory_bytes": peak.peak_memory_bytes,
+                "peak_memory_bytes": peak.peak_memory_bytes if peak else None,
                 "cached": artifact.cached,
                 "checks": [check.model_dump(mode="json") for check in gates[variant].checks],
             }
@@ -88,7 +92,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
     summary: dict[str, Any] = {
         "model": source.name,
         "out": str(out),
-        "verdict": next(str(verdict) for verdict in Verdict if verdict in {row["verdict"] for row in rows}),
+        "verdict": _worst({judged.verdict for judged in gates.values()}),
         "seconds": round(time.monotonic() - began, 1),
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
@@ -97,3 +101,8 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
     write_json(folder / "summary.json", summary)
     report(summary, built, gates, timings, folder / "report.html")
     return summary
+
+
+def _worst(verdicts: set[Verdict]) -> str:
+    """The whole build's verdict; what has no device here takes no part in it."""
+    return next(str(verdict) for verdict in Verdict if verdict in verdicts - {Verdict.UNMEASURED})

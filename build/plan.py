@@ -11,6 +11,7 @@ from bench.resources import human_size
 from bench.suites import load_suite
 from build import forecast, stages
 from build.console import Console
+from build.evidence import runs_here
 from build.pipeline import make
 from build.recipe import KINDS, Recipe
 from build.source import Source
@@ -71,7 +72,7 @@ def plan(recipe: Recipe, source: Source, out: Path, memory: int) -> dict[str, An
                 "seconds": round(needed, 1),
             }
         )
-    arms = ["fp16", *(variant for variant in recipe.variants if KINDS[variant].onnx)]
+    arms = ["fp16", *(name for name in recipe.variants if KINDS[name].runs and runs_here(name))]
     needed = forecast.latency_seconds(config, recipe, machine, asked, arms)
     steps.append(
         {
@@ -117,7 +118,7 @@ def check_memory(recipe: Recipe, source: Source, memory: int) -> None:
     config, gate, group = ModelConfig.load(source.path), recipe.gate, recipe.quantize.group_size
     for variant in recipe.variants:
         needed = forecast.memory_bytes(config, variant, group, gate.context, gate.batch)
-        if KINDS[variant].onnx and needed > memory:
+        if KINDS[variant].runs and needed > memory:
             longest = forecast.longest_context(config, variant, group, gate.batch, memory)
             remedy = f"set gate.context to {longest} or less" if longest else "no context fits"
             raise UserError(

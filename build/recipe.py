@@ -12,23 +12,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from bench.verdict import Limits
 from engines.errors import UserError
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
-
-Variant = Literal[
-    "fp16",
-    "onnx-fp16",
-    "gptq-int4",
-    "gptq-int4-onnx",
-    "gptq-int4-onnx-kv8",
-    "awq-int4",
-    "awq-int4-onnx",
-    "awq-int4-onnx-kv8",
-]
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,14 @@ class Kind:
 
     made_from: str | None = None  # None is the checkpoint itself
     method: str | None = None  # by which its weights got their 4 bits
-    onnx: bool = False  # has an engine of its own, the others are checkpoints
+    onnx: bool = False  # run by onnxruntime on a CPU
     int8_cache: bool = False  # keys and values in int8
+    target: str | None = None  # run by TensorRT on a GPU of that compute capability
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has an engine of its own; the others are checkpoints, which other engines run."""
+        return self.onnx or self.target is not None
 
 
 KINDS: dict[str, Kind] = {
@@ -51,6 +55,20 @@ KINDS: dict[str, Kind] = {
     "awq-int4-onnx": Kind("awq-int4", "awq", onnx=True),
     "awq-int4-onnx-kv8": Kind("awq-int4", "awq", onnx=True, int8_cache=True),
 }
+KINDS |= {
+    f"trt-{base}-{target}": Kind(base, KINDS[base].method, target=target)
+    for base in ("fp16", "gptq-int4", "awq-int4")
+    for target in ("sm86", "sm89", "sm120")
+}
+
+
+def _known(variant: str) -> str:
+    if variant not in KINDS:
+        raise ValueError(f"no variant {variant!r}; expected some of {', '.join(KINDS)}")
+    return variant
+
+
+Variant = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": list(KINDS), "type": "string"})]
 
 
 class Section(BaseModel):

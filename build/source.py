@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build.store import ROOT
+from build.code import ROOT
 from engines.errors import UserError
 
 EMBEDDED = ROOT / "bench" / "micro" / "checkpoint"

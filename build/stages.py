@@ -10,11 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from bench.process import apart
 from bench.verdict import Limits
+from build.code import ROOT
 from build.console import Console
 from build.recipe import KINDS, Evaluate, Export, Quantize
 from build.source import Source
-from build.store import ROOT, Entry, Run, Work
+from build.store import Entry, Run, Work
 from engines.artifact import File, canonical_digest, hash_file, write_json
 from engines.errors import UserError
 
@@ -45,7 +47,7 @@ def checkpoint(source: Source) -> Step:
         variant="fp16",
         config={"repo": source.repo, "revision": source.revision, "license": source.license},
         inputs={"files": canonical_digest(hashes)},
-        code=("build/stages.py", "engines/checkpoint.py", "engines/config.py"),
+        code=checkpoint,
         packages=("transformers", "torch"),
     )
     return work, run
@@ -59,7 +61,8 @@ def quantized(variant: str, base: Entry, source: Source, settings: Quantize, con
         from quantize.pipeline import quantize_checkpoint
 
         with console.progress(f"{method} samples, layers") as report:
-            receipt = quantize_checkpoint(
+            receipt = apart(
+                quantize_checkpoint,
                 base.path,
                 out,
                 method=method,
@@ -85,7 +88,7 @@ def quantized(variant: str, base: Entry, source: Source, settings: Quantize, con
         variant=variant,
         config={"method": method, **settings.model_dump(exclude={"calibration"})},
         inputs={"checkpoint": base.digest, "calibration": _file_digest(calibration)},
-        code=("build/stages.py", "engines", "quantize"),
+        code=quantized,
         packages=("torch", "transformers", "compressed-tensors", "numpy"),
     )
     return work, run
@@ -121,8 +124,62 @@ def exported(variant: str, base: Entry, source: Source, settings: Export, quanti
         | ({"cache": "int8", "samples": CACHE_SAMPLES} if kind.int8_cache else {}),
         inputs={"checkpoint": base.digest}
         | ({"calibration": _file_digest(calibration)} if kind.int8_cache else {}),
-        code=("build/stages.py", "engines", *(("quantize/calibration.py",) if kind.int8_cache else ())),
+        code=exported,
         packages=("onnx", "onnxruntime", "numpy"),
+    )
+    return work, run
+
+
+def standard(base: Entry, source: Source) -> Step:
+    """Graphs of standard operators, which engines for every target are compiled from."""
+
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        from engines.checkpoint import Checkpoint
+        from engines.export import export_standard
+
+        export_standard(Checkpoint.open(base.path), out)
+        fields = {"source": _source_fields(source), "quantization": base.manifest.quantization}
+        return {name: value for name, value in fields.items() if value}
+
+    work = Work(
+        stage="export",
+        name=f"{base.manifest.name}-standard",
+        config={},
+        inputs={"checkpoint": base.digest},
+        code=standard,
+        packages=("onnx", "numpy"),
+    )
+    return work, run
+
+
+def engines(variant: str, network: Entry, source: Source, limits: Limits) -> Step:
+    """TensorRT engines of those graphs, for the context and batch of the gate."""
+    target = str(KINDS[variant].target)
+
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        from engines.tensorrt.engines import RUNTIME, compile_artifact
+        from engines.tensorrt.engines import Limits as Sizes
+
+        sizes = Sizes(context=limits.context, batch=limits.batch)
+        plans = apart(compile_artifact, network.path, out, target, sizes)
+        engine = {
+            "runtime": RUNTIME,
+            "execution_provider": "NvTensorRTRTX",
+            "precision": "W4A16" if KINDS[variant].method else "fp16",
+            "target": target,
+            "kernels": {name: len(plan.layers) for name, plan in plans.items()},
+        }
+        fields = {"quantization": network.manifest.quantization, "engine": engine}
+        return {"source": _source_fields(source)} | {name: value for name, value in fields.items() if value}
+
+    work = Work(
+        stage="tensorrt",
+        name=variant,
+        variant=variant,
+        config={"target": target, "context": limits.context, "batch": limits.batch},
+        inputs={"network": network.digest},
+        code=engines,
+        packages=("tensorrt-rtx-cu13-libs", "onnx"),
     )
     return work, run
 
@@ -153,7 +210,7 @@ def items(settings: Evaluate, quantize: Quantize) -> Step:
         config={"suite": settings.suite, "items": settings.items, "seed": settings.seed},
         inputs={"calibration": _file_digest(calibration_file(quantize))}
         | ({"suite": _file_digest(suite)} if settings.suite != "micro" else {}),
-        code=("build/stages.py", "bench/suites.py", "bench/tasks.py", "bench/micro"),
+        code=items,
         packages=("numpy", "pillow"),
     )
     return work, run
@@ -165,38 +222,20 @@ def evaluated(
     """Answers to every item, and how far the next-token distributions are from the baseline's."""
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from bench.accuracy import evaluate, read_observations, write_observations
-        from bench.fidelity import compare, read_record, record, write_record
-        from bench.tasks import read_items
-        from engines.processor import Processor
-        from engines.session import open_session
+        from bench.evaluation import evaluate_variant
 
-        questions = read_items(asked.path / "items.jsonl")
-        processor, session = Processor.load(artifact.path), open_session(artifact.path)
         with console.progress(f"{variant} answers") as report:
-            report(0, len(questions))
-            observations = evaluate(
-                session,
-                processor,
-                questions,
+            apart(
+                evaluate_variant,
+                artifact.path,
+                asked.path / "items.jsonl",
+                baseline.path if baseline else None,
+                out,
                 max_tokens=settings.max_tokens,
                 batch_size=settings.batch_size,
+                fidelity_items=settings.fidelity_items,
                 progress=report,
             )
-        out.mkdir()
-        write_observations(out / "observations.jsonl", observations)
-        reference = (
-            observations if baseline is None else read_observations(baseline.path / "observations.jsonl")
-        )
-        some = questions[: settings.fidelity_items]
-        recorded = record(session, processor, some, reference[: settings.fidelity_items], settings.batch_size)
-        if baseline is None:
-            write_record(out / "distributions.npz", recorded)
-        else:
-            fidelity = compare(
-                read_record(baseline.path / "distributions.npz"), recorded, reference, observations
-            )
-            write_json(out / "fidelity.json", fidelity.model_dump())
         return {}
 
     work = Work(
@@ -205,7 +244,7 @@ def evaluated(
         config=settings.model_dump(exclude={"suite", "items", "seed"}),
         inputs={"artifact": artifact.digest, "items": asked.digest}
         | ({"baseline": baseline.digest} if baseline else {}),
-        code=("build/stages.py", "engines", "bench/accuracy.py", "bench/fidelity.py", "bench/tasks.py"),
+        code=evaluated,
         packages=("onnxruntime", "torch", "transformers", "tokenizers", "numpy", "pillow"),
         measures=True,
     )
@@ -228,7 +267,7 @@ def memory(variant: str, artifact: Entry, limits: Limits) -> Step:
         name=variant,
         config={"context": limits.context, "batch": limits.batch},
         inputs={"artifact": artifact.digest},
-        code=("build/stages.py", "engines", "bench/resources.py"),
+        code=memory,
         packages=("onnxruntime", "torch", "transformers", "tokenizers", "numpy"),
         measures=True,
     )

@@ -7,7 +7,6 @@ key is the sha256 of all the result depends on, so a hit is the same work, and a
 from __future__ import annotations
 
 import functools
-import hashlib
 import platform
 import shutil
 import socket
@@ -23,9 +22,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from build.code import code_version
 from engines.artifact import MANIFEST, Manifest, canonical_digest, damage, hash_folder
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # Makes the folder `out`, may keep state in `scratch`, returns further fields of the manifest.
 Run = Callable[[Path, Path], dict[str, Any]]
@@ -33,13 +31,13 @@ Run = Callable[[Path, Path], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Work:
-    """One piece of work and all it depends on. ``code`` and ``packages`` name what runs it."""
+    """One piece of work and all it depends on: its function in the project, packages of others."""
 
     stage: str
     name: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
-    code: tuple[str, ...]
+    code: Callable[..., Any]
     packages: tuple[str, ...]
     variant: str | None = None
     measures: bool = (
@@ -189,16 +187,6 @@ def _differences(old: Manifest, work: Work) -> list[str]:
 
 
 @functools.cache
-def code_version(sources: tuple[str, ...]) -> str:
-    """sha256 over the named packages and files: an edited stage never answers from an old result."""
-    digest = hashlib.sha256()
-    for source in sources:
-        path = ROOT / source
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
 @functools.cache
 def processor_name() -> str:
     """The CPU's model name where the system tells it, else its architecture."""

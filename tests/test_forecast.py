@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from bench.shape import SHAPES
 from build import forecast
 from build.__main__ import main
 from build.forecast import Load, Machine, disk_bytes, kv_bytes_per_token, longest_context, memory_bytes
-from build.recipe import KINDS, Variant, load_recipe
+from build.recipe import KINDS, load_recipe
 from build.stages import CACHE_SAMPLES
 from engines.checkpoint import Checkpoint, expected_tensors
 from engines.config import ModelConfig
@@ -44,10 +44,6 @@ def full_size() -> ModelConfig:
 
 def prompt(length: int) -> Inputs:
     return Inputs(np.full(length, 5), np.tile(np.arange(length), (3, 1)), (), length)
-
-
-def test_every_label_has_its_kind() -> None:
-    assert set(get_args(Variant)) == set(KINDS)
 
 
 def test_parameters_are_those_of_the_tensors() -> None:

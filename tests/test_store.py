@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from build.store import ROOT, Entry, Store, Work
+from build.code import ROOT
+from build.store import Entry, Store, Work
 from engines.artifact import MANIFEST, Manifest, damage
 
 
@@ -21,7 +22,7 @@ def work(name: str = "a", **changes: Any) -> Work:
     fields: dict[str, Any] = {
         "config": {"size": 1},
         "inputs": {"x": "sha256:1"},
-        "code": ("engines/errors.py",),
+        "code": write,
     }
     return Work(stage="test", name=name, packages=("numpy",), **(fields | changes))
 
@@ -55,7 +56,7 @@ def test_equal_work_in_another_store_has_the_same_digest(tmp_path: Path) -> None
         ({"config": {"size": 2}}, "rebuilt: size 1 -> 2"),
         ({"inputs": {"x": "sha256:2"}}, "rebuilt: input x changed"),
         (
-            {"code": ("engines/errors.py", "engines/artifact.py")},
+            {"code": damage},
             "rebuilt: its code changed",
         ),
         ({"packages": ("numpy", "pillow")}, "rebuilt: pillow None -> "),
@@ -75,7 +76,7 @@ def test_a_miss_says_what_changed(tmp_path: Path, change: dict[str, Any], reason
                 "packages": ("numpy",),
                 "config": {"size": 1},
                 "inputs": {"x": "sha256:1"},
-                "code": ("engines/errors.py",),
+                "code": write,
             }
             | change
         )

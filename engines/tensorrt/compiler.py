@@ -115,4 +115,5 @@ def _logger(trt: Any) -> Any:
 
 
 def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0]
+    """Without the names of internal calls before what went wrong, and the links behind it."""
+    return text.strip().splitlines()[0].rsplit("Exception: ", 1)[-1].split("  (See")[0]
