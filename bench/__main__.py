@@ -91,6 +91,23 @@ def parser() -> argparse.ArgumentParser:
     )
     peers.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
+    gpu = commands.add_parser("gpu", help="measure a checkpoint's arms on this machine's NVIDIA GPU")
+    gpu.add_argument(
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="the first is the baseline"
+    )
+    gpu.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
+    gpu.add_argument(
+        "--work",
+        type=Path,
+        default=Path("artifacts/.gpu"),
+        metavar="DIR",
+        help="keeps graphs and engines; default artifacts/.gpu",
+    )
+    gpu.add_argument(
+        "-o", "--out", type=Path, default=Path("docs/results"), metavar="DIR", help="default docs/results"
+    )
+    gpu.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
     micro = commands.add_parser("micro", help="train the embedded checkpoint again")
     micro.add_argument("-o", "--out", type=Path, default=Path("micro-checkpoint"), metavar="DIR")
     micro.add_argument(

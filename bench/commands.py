@@ -6,10 +6,10 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -29,6 +29,9 @@ from engines.artifact import MANIFEST, Manifest, canonical_digest, hash_folder
 from engines.errors import UserError
 from engines.processor import Processor
 from engines.session import Session, open_session
+
+if TYPE_CHECKING:
+    from bench.peers.comparison import Comparison
 
 EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 FIDELITY_ITEMS = 100
@@ -135,15 +138,36 @@ def peers(options: Namespace) -> int:
         threads=options.threads or os.cpu_count() or 1,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    shown = Table(*COLUMNS, box=None, header_style="bold")
-    for row in found.rows:
-        shown.add_row(*cells(row))
-    for name, reason in found.problems.items():
+    _tell(found, COLUMNS, [cells(row) for row in found.rows], options)
+    return 0
+
+
+def gpu(options: Namespace) -> int:
+    """A checkpoint's arms on this machine's GPU; the table is also written."""
+    from bench.gpu import COLUMNS, cells, compare_on_gpu
+
+    found = compare_on_gpu(
+        options.checkpoints,
+        folder=options.work,
+        rounds=options.rounds,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    _tell(found, COLUMNS, [cells(row, found.results) for row in found.rows], options)
+    return 0
+
+
+def _tell(
+    found: Comparison, columns: Sequence[str], lines: Sequence[Sequence[str]], options: Namespace
+) -> None:
+    """A comparison on the terminal and in its files."""
+    shown = Table(*columns, box=None, header_style="bold")
+    for line in lines:
+        shown.add_row(*line)
+    for name, reason in found.results.problems.items():
         print(f"{name} not measured: {reason}", file=sys.stderr)
     written = [str(path) for path in found.write(options.out)]
     print(f"written: {', '.join(written)}", file=sys.stderr)
     _show(shown, found.document, options)
-    return 0
 
 
 def micro(options: Namespace) -> int:

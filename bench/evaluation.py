@@ -19,6 +19,7 @@ def evaluate_variant(
     baseline: Path | None,
     out: Path,
     *,
+    device: str = "cpu",
     max_tokens: int,
     batch_size: int,
     fidelity_items: int,
@@ -29,7 +30,7 @@ def evaluate_variant(
     The baseline itself, which has nothing to be compared with, writes its ``distributions.npz`` instead.
     """
     questions = read_items(items)
-    processor, session = Processor.load(directory), open_session(directory)
+    processor, session = Processor.load(directory), open_session(directory, device=device)
     progress(0, len(questions))
     observations = evaluate(
         session, processor, questions, max_tokens=max_tokens, batch_size=batch_size, progress=progress

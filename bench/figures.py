@@ -24,13 +24,15 @@ Colours = Mapping[str, int]  # variant -> place in the page's palette
 class VariantEvidence:
     """What a report shows of one variant. The baseline is the one whose gate compares it with itself.
 
-    `layers` holds for each decoder layer: linear -> {"error": relative RMSE of its output}.
+    `compared` are the baseline's timings on the same device, none for the baseline itself. `layers` holds
+    for each decoder layer: linear -> {"error": relative RMSE of its output}.
     """
 
     name: str
     gate: Gate
     observations: Sequence[Observation] = ()
     timings: Sequence[Timing] = ()
+    compared: Sequence[Timing] = ()
     layers: Sequence[Mapping[str, Mapping[str, float]]] = ()
 
 
@@ -49,7 +51,7 @@ def figures(
 ) -> list[Figure]:
     """Accuracy against latency and size, differences by task, latency distributions, errors by layer."""
     timed = [v for v in variants if v.timings]
-    latencies = {v.name: latency(v, baseline) for v in timed}
+    latencies = {v.name: latency(v) for v in timed}
     disk = {name: Interval(size, size, size) for name, size in sizes.items()}
     found = [
         _trade_off(
@@ -69,19 +71,19 @@ def accuracy_row(v: VariantEvidence) -> Row | None:
     return next((c for c in v.gate.checks if c.metric == "accuracy" and c.delta is not None), None)
 
 
-def latency(v: VariantEvidence, baseline: VariantEvidence) -> Interval:
+def latency(v: VariantEvidence) -> Interval:
     """Median end-to-end latency in ms; its interval is that of the ratio to the baseline, by request."""
     mine = table(v.timings, "e2e_latency_ms")
     median = float(np.median(mine))
-    if v is baseline or not baseline.timings:
+    if not v.compared:
         return Interval(median, median, median)
-    ratio = speed(v, baseline)
+    ratio = speed(v)
     return Interval(median, median * ratio.low / ratio.estimate, median * ratio.high / ratio.estimate)
 
 
-def speed(v: VariantEvidence, baseline: VariantEvidence) -> Interval:
+def speed(v: VariantEvidence) -> Interval:
     """Median over requests of the ratio of end-to-end latency to the baseline's."""
-    return median_ratio(table(baseline.timings, "e2e_latency_ms"), table(v.timings, "e2e_latency_ms"))
+    return median_ratio(table(v.compared, "e2e_latency_ms"), table(v.timings, "e2e_latency_ms"))
 
 
 def signed(value: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.device import Usage, Watch
 from engines.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Timing:
     itl_ms: float
     e2e_latency_ms: float
     output_tokens_per_s: float
+    device: Usage | None = None  # what its GPU showed meanwhile
 
 
 def measure(
@@ -55,9 +57,13 @@ def measure(
     output_tokens: int = 16,
     repeats: int = 2,
     warmup: int = 2,
+    watch: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Timing]:
-    """Times every arm on every request `repeats` times, after answering the first `warmup` ones untimed."""
+    """Times every arm on every request `repeats` times, after answering the first `warmup` ones untimed.
+
+    watch: the arms run on this machine's GPU, which is asked how it is meanwhile.
+    """
     if output_tokens < 2:
         raise ValueError(f"output_tokens is {output_tokens}; the time between tokens needs at least 2")
     for inputs in requests[:warmup]:
@@ -69,7 +75,8 @@ def measure(
         for request, repeat, arm in order(list(arms), len(requests), repeats):
             inputs = requests[request]
             time.sleep(SETTLE_S)
-            began, *stamps = arms[arm](inputs, output_tokens)
+            with Watch() if watch else nullcontext() as gpu:
+                began, *stamps = arms[arm](inputs, output_tokens)
             ttft, e2e = (stamps[0] - began) * 1e3, (stamps[-1] - began) * 1e3
             timings.append(
                 Timing(
@@ -82,6 +89,7 @@ def measure(
                     itl_ms=(e2e - ttft) / (output_tokens - 1),
                     e2e_latency_ms=e2e,
                     output_tokens_per_s=output_tokens / e2e * 1e3,
+                    device=gpu.usage() if gpu else None,
                 )
             )
             if progress:
@@ -136,14 +144,15 @@ def here(session: Session) -> Arm:
 
 
 @contextmanager
-def in_a_process(directory: Path) -> Iterator[Arm]:
+def in_a_process(directory: Path, device: str = "cpu") -> Iterator[Arm]:
     """The arm of a checkpoint or artifact opened in a process of its own, which ends with the context.
 
-    Raises UserError when it cannot be opened, and when the process dies.
+    device: where a checkpoint runs, see engines.session. Raises UserError when it cannot be opened, and when
+    the process dies.
     """
     context = get_context("spawn")
     pipe, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(directory, theirs), daemon=True)
+    process = context.Process(target=_serve, args=(directory, device, theirs), daemon=True)
     process.start()
     theirs.close()
 
@@ -157,7 +166,8 @@ def in_a_process(directory: Path) -> Iterator[Arm]:
             ) from None
 
     def answer(inputs: Inputs, output_tokens: int) -> list[float]:
-        pipe.send((inputs, output_tokens))
+        with suppress(ConnectionError):  # it is gone: receive tells
+            pipe.send((inputs, output_tokens))
         stamps: list[float] = receive()
         return stamps
 
@@ -170,12 +180,12 @@ def in_a_process(directory: Path) -> Iterator[Arm]:
         process.join()
 
 
-def _serve(directory: Path, pipe: Connection) -> None:
+def _serve(directory: Path, device: str, pipe: Connection) -> None:
     """An arm's process: what is wrong with the folder, or None; then stamps for every request."""
     from engines.session import open_session
 
     try:
-        session = open_session(directory)
+        session = open_session(directory, device=device)
     except UserError as error:
         return pipe.send(str(error))
     pipe.send(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def write_report(summary: Mapping[str, Any], variants: Sequence[VariantEvidence]
         icons=ICONS,
         palette=COLOURS,
         colours=colours,
-        cards=[_card(v, baseline, facts[v.name]) for v in ordered],
+        cards=[_card(v, facts[v.name]) for v in ordered],
         figures=figures(ordered, baseline, {name: row["bytes"] for name, row in facts.items()}, colours),
         budget_lead=_budget_lead(limits),
         budgets=[{"name": v.name, "bars": _bars(facts[v.name], limits)} for v in ordered],
@@ -61,7 +62,7 @@ def _subtitle(summary: Mapping[str, Any], baseline: VariantEvidence) -> str:
     return f"{passed} of {len(verdicts) - elsewhere} variants pass, {compared}{rest}"
 
 
-def _card(v: VariantEvidence, baseline: VariantEvidence, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _card(v: VariantEvidence, facts: Mapping[str, Any]) -> dict[str, Any]:
     shown = []
     if row := accuracy_row(v):
         change, low, high = (signed(x or 0.0) for x in (row.delta, row.ci_low, row.ci_high))
@@ -72,13 +73,15 @@ def _card(v: VariantEvidence, baseline: VariantEvidence, facts: Mapping[str, Any
         shown.append(("accuracy", f"{100 * right / n:.1f} %", f"{right:,} of {n:,} items"))
     if v.timings:
         median = float(np.median(table(v.timings, "e2e_latency_ms")))
-        paired = v is not baseline and bool(baseline.timings)
-        ratio = speed(v, baseline).estimate if paired else 1.0
-        pace = f"{1 / ratio:.2g}× as fast" if paired else "end to end, median"
+        pace = f"{1 / speed(v).estimate:.2g}× as fast" if v.compared else "end to end, median"
         shown.append(("latency", f"{median:.3g} ms", pace))
     shown.append(("on disk", human_size(facts["bytes"]), ""))
     if peak := facts["peak_memory_bytes"]:
         shown.append(("peak memory", human_size(peak), ""))
+    if seen := [timing.device for timing in v.timings if timing.device]:
+        power, busy = (mean(getattr(x, name) for x in seen) for name in ("power_w", "utilization_percent"))
+        hottest = max(usage.temperature_c for usage in seen)
+        shown.append(("GPU while it answered", f"{power:.0f} W", f"{hottest} °C at most, {busy:.0f} % busy"))
     decisive = next((c for c in v.gate.checks if c.verdict == v.gate.verdict != Verdict.PASS), None)
     return {
         "name": v.name,

@@ -6,12 +6,14 @@ import argparse
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.config import ModelConfig
+from engines.device import Watch
 from engines.errors import UserError
 from engines.processor import Inputs, Media
 
@@ -21,19 +23,20 @@ DECODED = 4  # the last tokens of the context are decoded, as decoding may alloc
 
 
 class Memory(BaseModel):
-    """Peak resident memory of a fresh process."""
+    """Peak memory of a fresh process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    device: str = Field(description="Whose memory: the process's for cpu, the GPU's for cuda.")
     context: int = Field(description="Tokens per sequence, prompt and answer.")
     batch: int = Field(description="Sequences at once.")
     image_tokens: int = Field(description="Tokens of the context that are an image's.")
-    peak_memory_bytes: int = Field(description="Highest resident memory of the whole process.")
+    peak_memory_bytes: int = Field(description="The most it held, the whole process counted.")
     before_loading_bytes: int = Field(
-        description="The same before the model was opened: interpreter and libraries."
+        description="Resident memory before the model was opened: interpreter and libraries."
     )
 
 
-def peak_memory(directory: Path, *, context: int, batch: int) -> Memory:
+def peak_memory(directory: Path, *, context: int, batch: int, device: str = "cpu") -> Memory:
     """Opens a checkpoint or artifact in a fresh process, prefills and decodes `context` tokens x `batch`.
 
     Raises UserError if the process fails, is killed, or the model's context is shorter.
@@ -45,9 +48,11 @@ def peak_memory(directory: Path, *, context: int, batch: int) -> Memory:
         str(directory),
         f"--context={context}",
         f"--batch={batch}",
+        f"--device={device}",
     ]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    with nullcontext() if device == "cpu" else Watch() as watch:
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     conditions = f"{directory} at context {context} x batch {batch}"
     if done.returncode < 0:
         raise UserError(
@@ -58,7 +63,8 @@ def peak_memory(directory: Path, *, context: int, batch: int) -> Memory:
     if done.returncode:
         raise UserError(f"{conditions}: {last.removeprefix('error: ')}")
     try:
-        return Memory.model_validate_json(last)
+        found = Memory.model_validate_json(last)
+        return found.model_copy(update={"peak_memory_bytes": watch.usage().memory_bytes}) if watch else found
     except ValidationError:
         raise UserError(f"{conditions}: expected a measurement, found {last[:80]!r}") from None
 
@@ -82,7 +88,7 @@ def human_size(size: float) -> str:
     return f"{size / scale:.3g} {unit}"
 
 
-def fill(directory: Path, context: int, batch: int) -> Memory:
+def fill(directory: Path, context: int, batch: int, device: str = "cpu") -> Memory:
     """The measurement itself, to be made in a process of its own."""
     from engines.session import open_session
 
@@ -94,13 +100,14 @@ def fill(directory: Path, context: int, batch: int) -> Memory:
     if context > longest:
         raise UserError(f"a context of {context} tokens is beyond the model's {longest}; set a shorter one")
     before = resident_peak()
-    session = open_session(directory)
+    session = open_session(directory, device=device)
     prompt = question(session.config, context - DECODED)
     logits, cache = session.prefill([prompt] * batch, capacity=context)
     tokens = logits[:, -1].argmax(axis=-1)
     for _ in range(DECODED):
         tokens = session.decode(tokens, cache).argmax(axis=-1)
     return Memory(
+        device=device,
         context=context,
         batch=batch,
         image_tokens=int((prompt.input_ids == session.config.image_token_id).sum()),
@@ -146,9 +153,10 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--context", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     try:
-        print(fill(options.directory, options.context, options.batch).model_dump_json())
+        print(fill(options.directory, options.context, options.batch, options.device).model_dump_json())
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)

@@ -20,7 +20,7 @@ from bench.latency import Timing, in_a_process, measure, of_arm
 from bench.resources import Memory
 from bench.verdict import Gate, Measurements
 from build.console import Console
-from build.recipe import KINDS, Recipe
+from build.recipe import BASELINES, KINDS, Recipe
 from build.source import project_revision
 from build.store import Entry, processor_name
 from engines.device import find_gpu
@@ -62,21 +62,33 @@ class Built:
 
 
 def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing]:
-    """Latency of the baseline and of every variant with an engine of its own: same requests, in turn.
+    """Latency of the baseline and of every variant with an engine of its own: same requests, in turn, on
+    each of their devices.
 
     Each runs in a process of its own: this one holds none, and none inherits another's memory or threads.
     """
     from bench.tasks import read_items
     from engines.processor import Processor
 
-    arms = [variant for variant in built.answers if variant == "fp16" or KINDS[variant].runs]
     items = read_items(built.items.path / "items.jsonl")
     processor = Processor.load(built.artifacts["fp16"].path)
     requests = [processor(item.messages) for item in items[: recipe.latency.requests]]
-    console.say(f"latency: {len(requests)} requests x {recipe.latency.repeats} for each of {', '.join(arms)}")
-    with ExitStack() as processes, console.progress("latency") as progress:
-        opened = {arm: processes.enter_context(in_a_process(built.artifacts[arm].path)) for arm in arms}
-        return measure(opened, requests, **recipe.latency.model_dump(exclude={"requests"}), progress=progress)
+    settings = recipe.latency.model_dump(exclude={"requests"})
+    timings = []
+    for device, baseline in BASELINES.items():
+        if baseline not in built.answers:
+            continue
+        mine = [name for name in built.answers if name in KINDS and KINDS[name].device == device]
+        folders = {baseline: built.artifacts["fp16"].path}
+        folders |= {name: built.artifacts[name].path for name in mine if KINDS[name].runs}
+        arms = ", ".join(folders)
+        console.say(f"latency: {len(requests)} requests x {recipe.latency.repeats} for each of {arms}")
+        with ExitStack() as processes, console.progress("latency") as progress:
+            opened = {
+                arm: processes.enter_context(in_a_process(folder, device)) for arm, folder in folders.items()
+            }
+            timings += measure(opened, requests, **settings, watch=device == "cuda", progress=progress)
+    return timings
 
 
 def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> Gate:
@@ -86,13 +98,14 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         limits = limits.model_copy(update=dict.fromkeys((*QUALITY, *LATENCY)))
     elif not KINDS[variant].runs:  # a checkpoint is as fast as the engine that will run it
         limits = limits.model_copy(update=dict.fromkeys(LATENCY))
-    peak, base = built.peak_memory(variant), built.peak_memory("fp16")
+    baseline = BASELINES[KINDS[variant].device]
+    peak, base = built.peak_memory(variant), built.peak_memory(baseline)
     measurements = Measurements(
         baseline=built.artifacts["fp16"].digest,
         candidate=built.artifacts[variant].digest,
-        baseline_answers=built.observations("fp16"),
+        baseline_answers=built.observations(baseline),
         candidate_answers=built.observations(variant),
-        baseline_timings=of_arm(timings, "fp16"),
+        baseline_timings=of_arm(timings, baseline),
         candidate_timings=of_arm(timings, variant),
         fidelity=built.fidelity(variant),
         bytes=built.artifacts[variant].manifest.bytes,
@@ -128,7 +141,8 @@ def documents(
     files = [answers / name for name in ("observations.jsonl", "fidelity.json")]
     files += [weights / name for name in ("calibration.json", "quantization.json")]
     found: dict[str, Path | str | dict[str, Any]] = {file.name: file for file in files if file.is_file()}
-    compared = [timing for timing in timings if timing.arm in ("fp16", variant)]
+    arms = (BASELINES[KINDS[variant].device], variant)
+    compared = [timing for timing in timings if timing.arm in arms]
     if any(timing.arm == variant for timing in compared):
         found["latency.jsonl"] = "".join(json.dumps(asdict(timing)) + "\n" for timing in compared)
     return found | {
@@ -156,6 +170,7 @@ def report(
             gate=judged,
             observations=built.observations(variant),
             timings=of_arm(timings, variant),
+            compared=[] if variant == "fp16" else of_arm(timings, BASELINES[KINDS[variant].device]),
             layers=layers(variant),
         )
         for variant, judged in gates.items()

@@ -17,7 +17,7 @@ from math import ceil
 import numpy as np
 
 from bench.resources import IMAGE_SIDE
-from build.recipe import KINDS, Recipe
+from build.recipe import BASELINES, KINDS, Recipe
 from build.stages import CACHE_SAMPLES
 from engines.config import ModelConfig
 from quantize.cost import operations
@@ -216,6 +216,7 @@ def seconds(
     stage: str, config: ModelConfig, variant: str, recipe: Recipe, machine: Machine, asked: Load, seen: Load
 ) -> float:
     """Time of one stage here. asked: the evaluation items; seen: the calibration set."""
+    variant = "fp16" if variant in BASELINES.values() else variant
     start = runtime(variant).start_seconds if variant in KINDS else 1.0
     written = disk_bytes(config, variant, recipe.quantize.group_size) if variant in KINDS else 0
     moving = written / WRITE_BYTES_PER_S + written / machine.hashed

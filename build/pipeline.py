@@ -11,7 +11,7 @@ from build import stages
 from build.console import Console
 from build.evidence import Built, documents, environment, judge, report, runs_here, time_requests
 from build.publish import publish
-from build.recipe import KINDS, Recipe
+from build.recipe import BASELINES, KINDS, Recipe
 from build.source import Source
 from build.store import Entry, Run, Store, Work
 from engines.artifact import write_json
@@ -41,16 +41,19 @@ def make(recipe: Recipe, source: Source, store: Doer, console: Console) -> Built
             step = stages.quantized(variant, base, source, recipe.quantize, console)
         artifacts[variant] = store.do(*step)
 
-    measured = {name: artifact for name, artifact in artifacts.items() if runs_here(name)}
     answers: dict[str, Entry] = {}
-    for variant, artifact in measured.items():
-        baseline = answers.get("fp16")
-        answers[variant] = store.do(
-            *stages.evaluated(variant, artifact, items, baseline, recipe.evaluate, console)
-        )
-    memory = {
-        name: store.do(*stages.memory(name, artifact, recipe.gate)) for name, artifact in measured.items()
-    }
+    memory: dict[str, Entry] = {}
+    measured = [variant for variant in artifacts if runs_here(variant)]
+    for device in dict.fromkeys(KINDS[variant].device for variant in measured):
+        baseline = BASELINES[device]
+        arms = {baseline: artifacts["fp16"]}
+        arms |= {name: artifacts[name] for name in measured if KINDS[name].device == device}
+        for name, artifact in arms.items():
+            step = stages.evaluated(
+                name, artifact, items, answers.get(baseline), recipe.evaluate, device, console
+            )
+            answers[name] = store.do(*step)
+            memory[name] = store.do(*stages.memory(name, artifact, recipe.gate, device))
     return Built(artifacts, items, answers, memory)
 
 

@@ -44,6 +44,11 @@ class Kind:
         """Whether it has an engine of its own; the others are checkpoints, which other engines run."""
         return self.onnx or self.target is not None
 
+    @property
+    def device(self) -> str:
+        """Where it is measured, and the baseline it is compared with too."""
+        return "cuda" if self.target else "cpu"
+
 
 KINDS: dict[str, Kind] = {
     "fp16": Kind(),
@@ -60,6 +65,10 @@ KINDS |= {
     for base in ("fp16", "gptq-int4", "awq-int4")
     for target in ("sm86", "sm89", "sm120")
 }
+
+
+# The baseline's arms: the same checkpoint, run where the variants are that it is compared with.
+BASELINES = {"cpu": "fp16", "cuda": "fp16-cuda"}
 
 
 def _known(variant: str) -> str:

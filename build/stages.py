@@ -217,7 +217,13 @@ def items(settings: Evaluate, quantize: Quantize) -> Step:
 
 
 def evaluated(
-    variant: str, artifact: Entry, asked: Entry, baseline: Entry | None, settings: Evaluate, console: Console
+    variant: str,
+    artifact: Entry,
+    asked: Entry,
+    baseline: Entry | None,
+    settings: Evaluate,
+    device: str,
+    console: Console,
 ) -> Step:
     """Answers to every item, and how far the next-token distributions are from the baseline's."""
 
@@ -231,6 +237,7 @@ def evaluated(
                 asked.path / "items.jsonl",
                 baseline.path if baseline else None,
                 out,
+                device=device,
                 max_tokens=settings.max_tokens,
                 batch_size=settings.batch_size,
                 fidelity_items=settings.fidelity_items,
@@ -241,7 +248,7 @@ def evaluated(
     work = Work(
         stage="evaluate",
         name=variant,
-        config=settings.model_dump(exclude={"suite", "items", "seed"}),
+        config={"device": device, **settings.model_dump(exclude={"suite", "items", "seed"})},
         inputs={"artifact": artifact.digest, "items": asked.digest}
         | ({"baseline": baseline.digest} if baseline else {}),
         code=evaluated,
@@ -251,13 +258,13 @@ def evaluated(
     return work, run
 
 
-def memory(variant: str, artifact: Entry, limits: Limits) -> Step:
+def memory(variant: str, artifact: Entry, limits: Limits, device: str) -> Step:
     """Peak memory of a process that opens the variant and fills its context."""
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
         from bench.resources import peak_memory
 
-        peak = peak_memory(artifact.path, context=limits.context, batch=limits.batch)
+        peak = peak_memory(artifact.path, context=limits.context, batch=limits.batch, device=device)
         out.mkdir()
         write_json(out / "memory.json", peak.model_dump())
         return {}
@@ -265,7 +272,7 @@ def memory(variant: str, artifact: Entry, limits: Limits) -> Step:
     work = Work(
         stage="memory",
         name=variant,
-        config={"context": limits.context, "batch": limits.batch},
+        config={"context": limits.context, "batch": limits.batch, "device": device},
         inputs={"artifact": artifact.digest},
         code=memory,
         packages=("onnxruntime", "torch", "transformers", "tokenizers", "numpy"),

@@ -35,12 +35,14 @@ class State:
 class ReferenceSession:
     """A Session over transformers' Qwen3VLForConditionalGeneration."""
 
-    def __init__(self, directory: Path, *, dtype: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, dtype: str | None = None, threads: int | None = None, device: str = "cpu"
+    ) -> None:
         """Load the checkpoint in `directory`; UserError when transformers cannot.
 
-        dtype: float32, bfloat16 or float16; by default the one the checkpoint is stored in, where this CPU
-        multiplies in it (see compute_dtype). threads: torch's, for the whole process. Weights stay in
-        memory as they are stored, 4-bit ones as a byte to a code.
+        dtype: float32, bfloat16 or float16; by default the one the checkpoint is stored in, where the device
+        multiplies in it (see compute_dtype). threads: torch's, for the whole process. device: cpu or cuda.
+        Weights stay in memory as they are stored, 4-bit ones as a byte to a code.
         """
         if dtype not in (None, *DTYPES):
             raise UserError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
@@ -49,7 +51,9 @@ class ReferenceSession:
         self.config = checkpoint.config
         if threads:
             torch.set_num_threads(threads)
-        self.model = _load(checkpoint, getattr(torch, dtype or compute_dtype(checkpoint)))
+        if device != "cpu" and not torch.cuda.is_available():
+            raise UserError(f"device {device}: this torch ({torch.__version__}) finds no GPU; expected cpu")
+        self.model = _load(checkpoint, getattr(torch, dtype or compute_dtype(checkpoint, device)), device)
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
@@ -99,11 +103,12 @@ class ReferenceSession:
         """Logits f32 [B, keep, V] and the cache, for mRoPE positions [3, B, S]."""
         size = inputs["input_ids"].shape[1]
         text = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)[None, :, -size:]
+        inputs = {"position_ids": torch.cat([text, positions]), **inputs}
+        device = self.model.device
+        inputs = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
         with torch.inference_mode():
-            output = self.model(
-                position_ids=torch.cat([text, positions]), logits_to_keep=keep, use_cache=True, **inputs
-            )
-        return output.logits.float().numpy(), output.past_key_values
+            output = self.model(logits_to_keep=keep, use_cache=True, **inputs)
+        return output.logits.float().cpu().numpy(), output.past_key_values
 
 
 def _media(prompts: Sequence[Inputs]) -> dict[str, torch.Tensor]:
@@ -117,17 +122,21 @@ def _media(prompts: Sequence[Inputs]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Any:
     with _quiet():
         config = Qwen3VLConfig.from_pretrained(checkpoint.path, local_files_only=True)
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
     assign(model, checkpoint, dtype)
+    model.to(device)
+    if checkpoint.config.tie_word_embeddings:  # moved, they would be two
+        model.lm_head.stored = model.model.language_model.embed_tokens.table
     return model
 
 
-def compute_dtype(checkpoint: Checkpoint) -> str:
-    """The type a checkpoint is stored in if this CPU has instructions for it, else float32.
+def compute_dtype(checkpoint: Checkpoint, device: str = "cpu") -> str:
+    """The type a checkpoint is stored in if a GPU is to run it or this CPU has instructions for it, else
+    float32.
 
     float32 holds every 16-bit weight exactly. Emulating 16-bit products makes large ones many times slower,
     and a baseline that slow would flatter everything compared with it.
@@ -135,6 +144,8 @@ def compute_dtype(checkpoint: Checkpoint) -> str:
     stored = checkpoint.tensor("model.language_model.norm.weight").dtype.name
     names = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
     found = torch.cpu.get_capabilities()
+    if device != "cpu":
+        return stored
     return stored if any(found.get(name) for name in names.get(stored, ())) else "float32"
 
 

@@ -39,10 +39,11 @@ class Session(Protocol):
         """Append tokens int64 [B], one to each sequence; logits f32 [B, V] of what follows them."""
 
 
-def open_session(directory: Path, *, threads: int | None = None) -> Session:
+def open_session(directory: Path, *, threads: int | None = None, device: str = "cpu") -> Session:
     """The session for a folder: onnxruntime for an ONNX artifact, transformers for a safetensors checkpoint.
 
-    threads: CPU threads, by default as many as there are cores. Raises UserError when the folder is neither.
+    threads: CPU threads, by default as many as there are cores. device: where a checkpoint runs, cpu or cuda;
+    ONNX graphs run on the CPU, and engines bring their own. Raises UserError when the folder is neither.
     """
     directory = Path(directory)
     if (directory / DECODER).exists():
@@ -52,7 +53,7 @@ def open_session(directory: Path, *, threads: int | None = None) -> Session:
     if any(directory.glob("*.safetensors")):
         from engines.reference import ReferenceSession
 
-        return ReferenceSession(directory, threads=threads)
+        return ReferenceSession(directory, threads=threads, device=device)
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder: expected a checkpoint or a built artifact")
     raise UserError(

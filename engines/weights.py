@@ -8,6 +8,7 @@ of a model loaded in float32.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -33,6 +34,12 @@ class StoredLinear(nn.Module):
         self.stored: Tensor | Codes = Codes(weight) if isinstance(weight, Int4) else weight
         self.bias = bias
 
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> StoredLinear:
+        """What moves a module to a device, for what are no parameters of it."""
+        self.stored = self.stored.map(function) if isinstance(self.stored, Codes) else function(self.stored)
+        self.bias = None if self.bias is None else function(self.bias)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.stored, Tensor) and self.stored.dtype == x.dtype:
             return F.linear(x, self.stored, self.bias)
@@ -55,6 +62,11 @@ class Codes:
         self.codes = torch.from_numpy(weight.codes.view(np.int8)).sub_(ZERO_POINT)
         self.scales = torch.from_numpy(weight.scales.astype(np.float32))[..., None]
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Codes:
+        """Both tensors passed through `function`."""
+        self.codes, self.scales = function(self.codes), function(self.scales)
+        return self
+
     def __getitem__(self, rows: slice) -> Tensor:
         scales = self.scales[rows]
         codes = self.codes[rows].float()
@@ -68,6 +80,10 @@ class StoredEmbedding(nn.Module):
     def __init__(self, table: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.table, self.dtype = table, dtype
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> StoredEmbedding:
+        self.table = function(self.table)
+        return self
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.table).to(self.dtype)

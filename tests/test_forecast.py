@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from build.recipe import KINDS, load_recipe
 from build.stages import CACHE_SAMPLES
 from engines.checkpoint import Checkpoint, expected_tensors
 from engines.config import ModelConfig
+from engines.device import Gpu
 from engines.export import export
 from engines.onnx_session import OnnxSession
 from engines.processor import Inputs
@@ -165,3 +167,15 @@ def test_sizes_are_checked(size: str, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["plan", f"--memory={size}"])
     assert "expected a size such as 6GB" in capsys.readouterr().err
+
+
+def test_with_its_gpu_a_variant_is_measured_beside_the_baseline_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("build.evidence.find_gpu", lambda: Gpu("RTX 4090 D", "sm89", 24 << 30, "580"))
+    monkeypatch.setattr(forecast, "measure_machine", lambda: MACHINE)
+    main(["plan", "--json", "--out", str(tmp_path), "--set", "variants=[fp16, onnx-fp16, trt-fp16-sm89]"])
+    steps = json.loads(capsys.readouterr().out)["steps"]
+    measured = [step["name"] for step in steps if step["stage"] == "memory"]
+    assert measured == ["fp16", "onnx-fp16", "fp16-cuda", "trt-fp16-sm89"]
+    assert [step["name"] for step in steps if step["stage"] == "evaluate"] == measured

@@ -52,7 +52,8 @@ def variant(name: str, wrong: int, ratio: float | None = None, **limits: Any) ->
         peak_memory_bytes=9_000_000_000 if name == "huge" else 500_000_000,
         memory_at=(2048, 1),
     )
-    return VariantEvidence(name, gate(measured, Limits(**limits)), answers(wrong), timed)
+    compared = timings("fp16", 1.0) if timed and name != "fp16" else []
+    return VariantEvidence(name, gate(measured, Limits(**limits)), answers(wrong), timed, compared)
 
 
 def variants() -> list[VariantEvidence]:

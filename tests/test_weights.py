@@ -13,10 +13,12 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from engines.checkpoint import Checkpoint
+from engines.errors import UserError
 from engines.int4 import Int4
 from engines.reference import ReferenceSession
-from engines.weights import BLOCK, StoredEmbedding, StoredLinear, to_torch
+from engines.weights import BLOCK, Codes, StoredEmbedding, StoredLinear, to_torch
 from tests.checkpoints import write_checkpoint
+from tests.int4_checkpoints import write_int4_pair
 
 COLUMNS = 96
 ROWS = BLOCK // COLUMNS + 7  # a full block and a part of one
@@ -97,3 +99,23 @@ def test_large_weights_are_not_copied(micro_checkpoint: Path, tmp_path: Path) ->
     embedding = model.model.language_model.embed_tokens.table
     assert model.lm_head.stored.data_ptr() == embedding.data_ptr()
     assert max(parameter.numel() for parameter in model.parameters()) < embedding.numel()
+
+
+@pytest.mark.parametrize("int4", [False, True])
+def test_a_session_moves_to_another_device_whole(micro_checkpoint: Path, tmp_path: Path, int4: bool) -> None:
+    """Weights are no parameters of their modules, and must be moved all the same."""
+    folder = write_int4_pair(micro_checkpoint, tmp_path)[0] if int4 else micro_checkpoint
+    model = ReferenceSession(folder, dtype="float32").model.to("meta")
+    stored = [module for module in model.modules() if isinstance(module, StoredLinear | StoredEmbedding)]
+    assert stored
+    for module in stored:
+        held = [*vars(module).values()]
+        held += [part for value in held if isinstance(value, Codes) for part in vars(value).values()]
+        assert all(tensor.is_meta for tensor in held if isinstance(tensor, Tensor))
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_line(micro_checkpoint: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match=r"device cuda: this torch \(.+\) finds no GPU; expected cpu"):
+        ReferenceSession(micro_checkpoint, device="cuda")

@@ -14,7 +14,7 @@ from typing import Any
 from bench.peers.catalogue import PEERS, Peer
 from bench.peers.environments import converted, interpreter
 from bench.peers.machine import machine
-from bench.peers.measure import Arm, measure
+from bench.peers.measure import Arm, Results, measure
 from bench.peers.table import Row, document, markdown, rows
 from engines.config import ModelConfig
 from engines.errors import UserError
@@ -27,14 +27,15 @@ class Comparison:
     """What was found, as lines of a table, as a page, and as one JSON object."""
 
     rows: list[Row]
-    problems: dict[str, str]
+    results: Results
     page: str
     document: dict[str, Any]
+    name: str = "peers"
 
     def write(self, folder: Path) -> list[Path]:
-        """peers.md and peers.json in `folder`."""
+        """The page and the object in `folder`, as .md and .json."""
         folder.mkdir(parents=True, exist_ok=True)
-        page, data = folder / "peers.md", folder / "peers.json"
+        page, data = folder / f"{self.name}.md", folder / f"{self.name}.json"
         page.write_text(self.page, encoding="utf-8")
         data.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
         return [page, data]
@@ -80,7 +81,7 @@ def compare(
     conditions = {"date": date, "checkpoint": checkpoint.name, "threads": threads, "rounds": rounds}
     return Comparison(
         found,
-        results.problems,
+        results,
         markdown(found, results.problems, here, results.speeds, header),
         document(found, results, here, conditions),
     )

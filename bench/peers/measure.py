@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from bench.peers.environments import ROOT, child_environment
 from bench.peers.machine import Speed, speed
+from engines.device import Usage, Watch
 from engines.errors import UserError
 
 CONTEXT, TOKENS = 512, 32  # one sequence: prompt, and tokens generated
@@ -33,6 +35,7 @@ class Arm:
     name: str
     command: tuple[str, ...]
     rounds: int | None = None  # at most
+    device: str = "cpu"  # or cuda
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class Visit:
     together: list[float]  # each step of TOGETHER sequences
     vision: float | None
     vision_problem: str
+    together_problem: str
     text_memory: int  # peak, before an image was shown
     memory: int  # peak
+    gpu: Usage | None = None  # what it showed, where the arm runs on one
 
 
 @dataclass
@@ -61,11 +66,18 @@ class Results:
 
 
 def measure(
-    arms: Sequence[Arm], *, vocabulary: int, rounds: int, threads: int, tell: Callable[[str], None]
+    arms: Sequence[Arm],
+    *,
+    vocabulary: int,
+    rounds: int,
+    threads: int,
+    tell: Callable[[str], None],
+    speed: Callable[[int], Speed] = speed,
 ) -> Results:
     """Visit every arm in every round. An arm that fails is not visited again, and is left with its reason.
 
-    vocabulary: tokens the model knows; prompts are made of ordinary ones.
+    vocabulary: tokens the model knows; prompts are made of ordinary ones. speed: looks at the machine on so
+    many threads, in every round.
     """
     results = Results(visits={arm.name: [] for arm in arms})
     with tempfile.TemporaryDirectory() as folder:
@@ -99,14 +111,19 @@ def _material(number: int, vocabulary: int, folder: Path) -> tuple[list[list[int
 
 
 def _visit(arm: Arm, number: int, prompts: list[list[int]], images: list[Path], threads: int) -> Visit:
-    with Worker(arm, threads) as worker:
+    with nullcontext() if arm.device == "cpu" else Watch() as gpu, Worker(arm, threads) as worker:
         about = worker.answer()
         load = about.pop("load")
         short, long, together = prompts[:1], prompts[1:2], prompts[2:]
         first = worker.ask(generate=short, count=2)["seconds"][0]
         alone = worker.ask(generate=long, count=TOKENS)["seconds"]
         text_memory = worker.peak_memory()
-        many = worker.ask(generate=together, count=TOGETHER_TOKENS)["seconds"]
+        try:
+            many, alone_only = worker.ask(generate=together, count=TOGETHER_TOKENS)["seconds"], ""
+        except UserError as error:
+            if arm.device == "cpu":
+                raise
+            many, alone_only = [], str(error)  # engines built for one sequence
         try:
             # The first picture opens the tower; the second is timed.
             vision, problem = [worker.ask(vision=str(path))["seconds"] for path in images][-1], ""
@@ -121,8 +138,10 @@ def _visit(arm: Arm, number: int, prompts: list[list[int]], images: list[Path], 
             together=many[1:],
             vision=vision,
             vision_problem=problem,
+            together_problem=alone_only,
             text_memory=text_memory,
             memory=worker.peak_memory(),
+            gpu=gpu.usage() if gpu else None,
         )
 
 
@@ -135,7 +154,7 @@ class Worker:
         # Libraries that read no option take their number of threads from here.
         environment = {**child_environment(), "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            [*arm.command, str(threads)],
+            [*arm.command, str(threads), *([arm.device] if arm.device != "cpu" else [])],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,

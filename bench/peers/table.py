@@ -55,8 +55,8 @@ class Row:
     prefill: Figure
     prefill_ratio: Figure
     peak: float  # fraction
-    together: Figure
-    together_ratio: Figure
+    together: Figure | None
+    together_ratio: Figure | None
     vision: Figure | None  # seconds
     vision_problem: str
     load: Figure
@@ -92,8 +92,8 @@ def _row(arm: Arm, visits: list[Visit], ours: list[Visit], speed: Speed, config:
         prefill=prefill,
         prefill_ratio=_ratio(visits, ours, prefill_rate),
         peak=prefill_operations(config, CONTEXT) / CONTEXT * prefill.median / speed.fp32,
-        together=Figure.of([together_rate(visit) for visit in visits]),
-        together_ratio=_ratio(visits, ours, together_rate),
+        together=Figure.of([together_rate(visit) for visit in visits]) if visits[0].together else None,
+        together_ratio=_ratio(visits, ours, together_rate) if visits[0].together else None,
         vision=Figure.of(seen) if seen else None,
         vision_problem=visits[0].vision_problem,
         load=Figure.of([visit.load_to_first_token for visit in visits]),
@@ -136,16 +136,16 @@ def cells(row: Row) -> list[str]:
     """One line of the table as people read it."""
     return [
         row.name,
-        _range(row.decode, "{:.1f}"),
-        _range(row.decode_ratio, "{:.2f}"),
+        range_of(row.decode, "{:.1f}"),
+        range_of(row.decode_ratio, "{:.2f}"),
         f"{100 * row.bandwidth:.0f}",
-        _range(row.prefill, "{:.0f}"),
-        _range(row.prefill_ratio, "{:.2f}"),
+        range_of(row.prefill, "{:.0f}"),
+        range_of(row.prefill_ratio, "{:.2f}"),
         f"{100 * row.peak:.0f}",
-        _range(row.together, "{:.1f}"),
-        _range(row.together_ratio, "{:.2f}"),
-        _range(_scaled(row.vision, 1000), "{:.0f}") if row.vision else "-",
-        _range(row.load, "{:.1f}"),
+        range_of(row.together, "{:.1f}"),
+        range_of(row.together_ratio, "{:.2f}"),
+        range_of(row.vision, "{:.0f}", 1000),
+        range_of(row.load, "{:.1f}"),
         f"{row.text_memory / 1e9:.2f} / {f'{row.memory / 1e9:.2f}' if row.vision else '-'}",
         f"{row.bytes / 1e9:.2f}",
     ]
@@ -163,7 +163,7 @@ def markdown(
         "",
         f"{machine.processor}, {', '.join(machine.instructions) or 'no vector instructions known'}; "
         f"{machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB, {machine.system}. "
-        f"It reads {_range(read, '{:.1f}')} GB/s and multiplies {_range(fp32, '{:.0f}')} GFLOP/s in fp32.",
+        f"It reads {range_of(read, '{:.1f}')} GB/s and multiplies {range_of(fp32, '{:.0f}')} GFLOP/s in fp32.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
@@ -204,11 +204,9 @@ def document(
     }
 
 
-def _scaled(figure: Figure | None, factor: float) -> Figure:
-    assert figure
-    return Figure(figure.median * factor, figure.low * factor, figure.high * factor)
-
-
-def _range(figure: Figure, shape: str) -> str:
-    middle, low, high = (shape.format(value) for value in (figure.median, figure.low, figure.high))
+def range_of(figure: Figure | None, shape: str, factor: float = 1.0) -> str:
+    """`median (lowest–highest)`, one figure where they are the same, a dash where there is none."""
+    if figure is None:
+        return "-"
+    middle, low, high = (shape.format(factor * value) for value in (figure.median, figure.low, figure.high))
     return middle if low == high else f"{middle} ({low}–{high})"

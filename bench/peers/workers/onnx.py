@@ -12,20 +12,25 @@ import onnxruntime
 
 from bench.peers.workers.protocol import About, Tokens, serve, size, stepwise
 from engines.onnx_files import DECODER, VISION
-from engines.onnx_runtime import CPU
+from engines.onnx_runtime import CPU, CUDA, RTX
 from engines.onnx_session import OnnxSession
 from engines.onnx_vision import VisionTower
 from engines.processor import Inputs, Processor
 
+PROVIDERS = {"cpu": CPU, "cuda": CUDA}
+
 
 class OnnxModel:
-    """An artifact's session, timed."""
+    """An artifact's session, timed; engines bring their own provider."""
 
-    def __init__(self, directory: Path, threads: int) -> None:
-        self.directory, self.threads = directory, threads
-        self.session = OnnxSession(directory, threads=threads)
+    def __init__(self, directory: Path, threads: int, device: str = "cpu") -> None:
+        self.directory, self.threads, provider = directory, threads, PROVIDERS[device]
+        self.session = OnnxSession(directory, threads=threads, provider=provider)
+        self.provider = RTX if self.session.engines else provider
         decoder, vision = (size(*directory.glob(f"{Path(name).stem}*")) for name in (DECODER, VISION))
-        engine = f"onnxruntime {onnxruntime.__version__}"
+        runtime = self.session.engines
+        engine = f"{runtime.runtime} {runtime.version}, " if runtime else ""
+        engine += f"onnxruntime {onnxruntime.__version__}"
         kv = np.dtype(self.session.cache_dtype)
         self.about = About(engine, kv.name, kv.itemsize, decoder, size(directory) - vision, vision)
 
@@ -46,7 +51,7 @@ class OnnxModel:
 
     @cached_property
     def _tower(self) -> VisionTower:
-        return VisionTower(self.directory / VISION, self.session.config, self.threads, CPU)
+        return VisionTower(self.directory / VISION, self.session.config, self.threads, self.provider)
 
     def vision(self, image: Path) -> float:
         """See Model.vision. The picture is taken apart before the clock starts."""

@@ -39,8 +39,8 @@ class Model(Protocol):
         """Seconds the vision tower takes for an image; NotImplementedError tells why there is none."""
 
 
-def serve(load: Callable[[Path, int], Model]) -> None:
-    """Load the model of the command line (MODEL THREADS), say so, answer until stdin ends."""
+def serve(load: Callable[..., Model]) -> None:
+    """Load the model of the command line (MODEL THREADS [DEVICE]), say so, answer until stdin ends."""
     # Libraries print to stdout; the conversation keeps it to itself.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -50,7 +50,7 @@ def serve(load: Callable[[Path, int], Model]) -> None:
 
     try:
         start = time.perf_counter()
-        model = load(Path(sys.argv[1]), int(sys.argv[2]))
+        model = load(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
         answer(load=time.perf_counter() - start, **asdict(model.about))
     except Exception as error:
         return answer(error=one_line(error))
