@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all test check bench
+.PHONY: setup all test check bench gpu
 
 setup: .venv/ready  ## .venv from the lock
 
@@ -19,6 +19,14 @@ test: setup check  ## everything CI holds the project to
 bench: setup  ## how long the hot pieces take beside the machine's floor; ARTIFACT=DIR for one of your own
 	$(VENV)/python -m pytest tests/benchmarks/hot_pieces.py tests/benchmarks/scripted_speculation.py \
 		--benchmark-columns=median,iqr,rounds $(if $(ARTIFACT),--artifact $(ARTIFACT))
+
+.venv-gpu/ready: requirements/gpu.txt requirements/dev.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --disable-pip-version-check -c requirements/dev.txt -r requirements/gpu.txt
+	touch $@
+
+gpu: .venv-gpu/ready  ## arms on this machine's NVIDIA GPU; CHECKPOINTS="DIR DIR…", the 16-bit one first
+	.venv-gpu/bin/python -m bench gpu $(or $(CHECKPOINTS),bench/micro/checkpoint)
 
 check: setup
 	$(VENV)/ruff check .

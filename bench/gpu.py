@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,7 @@ def compare_on_gpu(
     """
     gpu = find_gpu()
     if gpu is None:
-        raise UserError(
-            "no NVIDIA GPU, or no driver or nvidia-ml-py to find it by; expected one to measure on"
-        )
+        raise UserError("found no NVIDIA GPU, or no driver or nvidia-ml-py to see it; expected one")
     baseline = checkpoints[0]
     arms = [_arm("transformers", "transformers", baseline, device)]
     problems: dict[str, str] = {}
@@ -67,7 +66,7 @@ def compare_on_gpu(
         name = checkpoint.resolve().name
         graphs = folder / f"{name}-standard"
         tell(f"{name}: exporting")
-        _make(graphs, lambda out, source=checkpoint: export_standard(Checkpoint.open(source), out))
+        _make(graphs, partial(export_standard, Checkpoint.open(checkpoint)))
         arms.append(_arm(f"{name}, onnxruntime", "onnx", graphs, device))
         try:
             arms.append(_arm(f"{name}, TensorRT", "onnx", _engines(graphs, gpu, tell), device))
@@ -187,8 +186,8 @@ def _make(folder: Path, make: Callable[[Path], object]) -> None:
     """What is there is kept; what is not is there whole or not at all."""
     if folder.is_dir():
         return
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    make(partial)
-    partial.rename(folder)
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    make(unfinished)
+    unfinished.rename(folder)

@@ -26,7 +26,7 @@ class Memory(BaseModel):
     """Peak memory of a fresh process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    device: str = Field(description="Whose memory: the process's for cpu, the GPU's for cuda.")
+    device: str = Field("cpu", description="Whose memory: the process's for cpu, the GPU's for cuda.")
     context: int = Field(description="Tokens per sequence, prompt and answer.")
     batch: int = Field(description="Sequences at once.")
     image_tokens: int = Field(description="Tokens of the context that are an image's.")

@@ -71,7 +71,8 @@ class OnnxSession:
         self.chunk, self.memory = chunk, MEMORY[provider]
         self.after_prefill = releasing() if provider == CPU else None
         self.embedding = read_embedding(directory / EMBEDDING, self.config.text)
-        self.vision = VisionTower(directory / VISION, self.config, threads, provider)
+        patches = self.engines.patches if self.engines else None
+        self.vision = VisionTower(directory / VISION, self.config, threads, provider, patches)
         self.decoder = self.step = open_model(directory / DECODER, threads, provider)
         if (directory / STEP).exists():
             replay = self.engines is not None and self.engines.batch == 1

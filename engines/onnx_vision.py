@@ -40,9 +40,17 @@ class VisionTower:
     The last media's features are kept, least recently used first out, for an image that is asked about again.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, threads: int | None, provider: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        threads: int | None,
+        provider: str,
+        patches: int | None = None,
+    ) -> None:
+        """patches: the most that an image may have, where the tower is an engine."""
         check_file(path)
-        self.config = config
+        self.config, self._patches = config, patches
         self._open = partial(open_model, path, threads, provider)
         self._seen: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
 
@@ -88,6 +96,11 @@ class VisionTower:
             angles = positions.astype(np.float32) @ vision_frequencies(vision)
             places = {"rotary_cos": np.cos(angles)[None], "rotary_sin": np.sin(angles)[None]}
             places = {name: array.astype(floats) for name, array in places.items()}
+        most = self._patches
+        if most and height * width > most:
+            raise UserError(
+                f"an image of {height * width} patches, these engines take {most}: send a smaller one"
+            )
         shared = {"position_indices": indices, "position_weights": weights.astype(floats), **places}
         pixels = media.pixels.reshape(frames, height * width, -1).astype(floats, copy=False)
         size = 1 if shapes["pixel_values"][0] == 1 else max(1, PATCHES_PER_RUN // (height * width))

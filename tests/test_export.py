@@ -169,6 +169,19 @@ def test_int8_vision_is_close_row_by_row(int4_pair: tuple[Path, Path], tmp_path:
     assert 1e-4 < error.max() < 0.05
 
 
+def test_an_image_too_large_for_its_engine_is_refused(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(int4_pair[0])
+    with Fused(tmp_path / "vision.onnx") as graph:
+        vision(graph, checkpoint)
+    shape = checkpoint.config.vision
+    width = shape.in_channels * shape.temporal_patch_size * shape.patch_size**2
+    media = Media("image", (1, 4, 6), np.zeros((24, width), np.float32))
+    provider = "CPUExecutionProvider"
+    VisionTower(tmp_path / "vision.onnx", checkpoint.config, 1, provider, patches=24)._encode(media)
+    with pytest.raises(UserError, match="an image of 24 patches, these engines take 20: send a smaller one"):
+        VisionTower(tmp_path / "vision.onnx", checkpoint.config, 1, provider, patches=20)._encode(media)
+
+
 def test_int8_cache_stores_bytes_and_stays_close(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(int4_pair[0])
     prompts = [inputs(list(range(start, start + 40))) for start in (3, 90, 200)]

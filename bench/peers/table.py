@@ -163,7 +163,8 @@ def markdown(
         "",
         f"{machine.processor}, {', '.join(machine.instructions) or 'no vector instructions known'}; "
         f"{machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB, {machine.system}. "
-        f"It reads {range_of(read, '{:.1f}')} GB/s and multiplies {range_of(fp32, '{:.0f}')} GFLOP/s in fp32.",
+        f"It reads {range_of(read, '{:.1f}')} GB/s and multiplies {range_of(fp32, '{:.0f}')} GFLOP/s in "
+        "fp32.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

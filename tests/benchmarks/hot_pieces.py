@@ -70,7 +70,7 @@ def test_prefill_512(benchmark: Any, floor: Floor, session: OnnxSession, prompt:
 def test_vision(benchmark: Any, floor: Floor, artifact: Path, processor: Processor) -> None:
     inputs, vision = processor(question(image())), processor.config.vision
     (media,) = inputs.media
-    tower = VisionTower(artifact / VISION, processor.config, None, (CPU,))
+    tower = VisionTower(artifact / VISION, processor.config, None, CPU)
 
     def another() -> None:
         media.pixels[0] = np.random.default_rng().random()  # an image seen before is not computed again

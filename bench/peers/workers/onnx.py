@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import onnxruntime
 
 from bench.peers.workers.protocol import About, Tokens, serve, size, stepwise
 from engines.onnx_files import DECODER, VISION
-from engines.onnx_runtime import CPU, CUDA, RTX
+from engines.onnx_runtime import CPU, CUDA
 from engines.onnx_session import OnnxSession
-from engines.onnx_vision import VisionTower
 from engines.processor import Inputs, Processor
 
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}
@@ -24,9 +22,8 @@ class OnnxModel:
     """An artifact's session, timed; engines bring their own provider."""
 
     def __init__(self, directory: Path, threads: int, device: str = "cpu") -> None:
-        self.directory, self.threads, provider = directory, threads, PROVIDERS[device]
-        self.session = OnnxSession(directory, threads=threads, provider=provider)
-        self.provider = RTX if self.session.engines else provider
+        self.directory = directory
+        self.session = OnnxSession(directory, threads=threads, provider=PROVIDERS[device])
         decoder, vision = (size(*directory.glob(f"{Path(name).stem}*")) for name in (DECODER, VISION))
         runtime = self.session.engines
         engine = f"{runtime.runtime} {runtime.version}, " if runtime else ""
@@ -49,16 +46,12 @@ class OnnxModel:
 
         return stepwise(prefill, step, prompts, count)
 
-    @cached_property
-    def _tower(self) -> VisionTower:
-        return VisionTower(self.directory / VISION, self.session.config, self.threads, self.provider)
-
     def vision(self, image: Path) -> float:
         """See Model.vision. The picture is taken apart before the clock starts."""
         content = [{"type": "image", "image": str(image)}]
         inputs = Processor.load(self.directory)([{"role": "user", "content": content}])
         start = time.perf_counter()
-        self._tower(inputs)
+        self.session.vision(inputs)
         return time.perf_counter() - start
 
 
