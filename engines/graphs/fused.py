@@ -58,13 +58,14 @@ class Fused(Graph):
         self.accuracy_level = accuracy_level
         self.int8 = int8
         self.cache_scales = cache_scales
+        self._widths: dict[str, str] = {}
 
     def vector(self, name: str, array: Array) -> str:
         """A norm's scale or a bias: fp32 holds every 16-bit value exactly."""
         return self.initializer(name, np.asarray(array, np.float32))
 
     def matrix(self, name: str, array: Array) -> str:
-        """A 16-bit weight stays 16-bit on disk; onnxruntime folds the cast once, when it loads the graph."""
+        """A 16-bit weight stays 16-bit on disk."""
         return self.cast(self.stored(name, array), np.float32)
 
     def linear(self, name: str, x: str, weight: Array | Int4 | Int8, bias: Array | None = None) -> str:
@@ -74,10 +75,25 @@ class Fused(Graph):
         elif isinstance(weight, Int8):
             y = self._matmul_int8(name, x, weight)
         else:
-            y = self.op("MatMul", [x, self.matrix(f"{name}.weight", weight.T)], name=name)
+            y = self.op("MatMul", [x, self._widened(f"{name}.weight", x, weight.T)], name=name)
         if bias is None:
             return y
         return self.op("Add", [y, self.vector(f"{name}.bias", bias)], name=f"{name}.biased")
+
+    def _widened(self, name: str, x: str, array: Array) -> str:
+        """A 16-bit weight [K, N] in fp32, once x [..., K] is there.
+
+        onnxruntime runs first what waits for nothing: it would widen every weight and hold them all.
+        """
+        stored = self.stored(name, array)
+        shape = self.op("Concat", [self.width(x), self.constant([-1])], name=f"{name}.shape", axis=0)
+        return self.cast(self.op("Reshape", [stored, shape], name=f"{name}.now"), np.float32)
+
+    def width(self, x: str) -> str:
+        """The last dimension of x, int64 [1]."""
+        if x not in self._widths:
+            self._widths[x] = self.op("Shape", [x], name=f"{x}.width", start=-1)
+        return self._widths[x]
 
     def _matmul_int4(self, name: str, x: str, weight: Int4) -> str:
         rows, columns = weight.shape

@@ -19,6 +19,7 @@ from engines.graphs.standard import Standard
 from engines.int4 import nearest
 from engines.onnx_files import EmbeddingTable
 
+SLICE = 8192  # rows of a 16-bit head that are widened at a time
 EXACT = 32  # logits of each row that are computed from 16-bit weights
 
 
@@ -28,10 +29,28 @@ def head(graph: Dialect, checkpoint: Checkpoint, x: str, embedding: EmbeddingTab
     weight: Array = embedding if tied else checkpoint.tensor("lm_head.weight")
     file = Path(str(embedding.filename)) if tied else None
     stored = graph.stored("lm_head.weight", weight, file)
-    if isinstance(graph, Standard) or not checkpoint.quantization:
-        return graph.op("Gemm", [x, graph.cast(stored, graph.activations)], name="lm_head", transB=1)
+    if isinstance(graph, Standard):
+        return graph.op("Gemm", [x, graph.cast(stored, np.float16)], name="lm_head", transB=1)
+    if not checkpoint.quantization:
+        return _in_slices(graph, x, stored, len(weight))
     rounded = graph.linear("lm_head", x, nearest(weight, group_size(weight.shape[1])))
     return _exact(graph, x, rounded, stored, min(EXACT, len(weight)))
+
+
+def _in_slices(graph: Fused, x: str, weight: str, rows: int) -> str:
+    """x @ weight.T where only a slice of the 16-bit weight is ever held in fp32.
+
+    A slice begins where the one before ended, as its result tells: so they are made one after another.
+    """
+    parts: list[str] = []
+    axis, start = graph.constant([0]), graph.op("Sub", [width := graph.width(x), width], name="lm_head.start")
+    for stop in range(SLICE, rows + SLICE, SLICE):
+        name = f"lm_head.{len(parts)}"
+        bounds = [start, graph.constant([min(stop, rows)])]
+        slice_ = graph.op("Slice", [weight, *bounds, axis], name=f"{name}.weight")
+        parts.append(graph.op("Gemm", [x, graph.cast(slice_, np.float32)], name=name, transB=1))
+        start = graph.op("Add", [start, graph.width(parts[-1])], name=f"{name}.end")
+    return graph.op("Concat", parts, name="lm_head", axis=1)
 
 
 def group_size(columns: int) -> int:
