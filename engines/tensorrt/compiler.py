@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import onnx
 
 from engines.errors import UserError
 from engines.tensorrt.plan import Plan, parse_plan
 from engines.tensorrt.targets import Target
+from engines.tensorrt.weights import MappedWeights
 
 Shape = tuple[int, ...]
 
@@ -63,8 +64,12 @@ def compile_graph(graph: Path, engine: Path, target: Target, ranges: Ranges) -> 
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     model = pinned(graph, ranges)
-    if not parser.parse(model.SerializeToString(), str(graph)):
-        raise UserError(f"{graph}: TensorRT cannot read it: {_first_line(parser.get_error(0).desc())}")
+    weights = MappedWeights(graph, model)
+    parsed = parser.load_model_proto(model.SerializeToString(), str(graph))
+    parsed = parsed and all(parser.load_initializer(name, *at) for name, at in weights.tensors.items())
+    if not (parsed and parser.parse_model_proto()):
+        reason = parser.get_error(0).desc() if parser.num_errors else "a weight does not fit its tensor"
+        raise UserError(f"{graph}: TensorRT cannot read it: {_first_line(reason)}")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
@@ -73,15 +78,16 @@ def compile_graph(graph: Path, engine: Path, target: Target, ranges: Ranges) -> 
     for value in model.graph.input:
         profile.set_shape(value.name, *_shapes(value, ranges))
     config.add_optimization_profile(profile)
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
+    with weights, engine.open("wb") as file:
+        built = builder.build_serialized_network_to_stream(network, config, _writer(trt, file))
+    plan = parse_plan(logger.messages)
+    if not built:
+        engine.unlink()
         reason = logger.errors[-1] if logger.errors else "it gave no reason"
         raise UserError(f"{graph}: TensorRT cannot build it for {target.name}: {_first_line(reason)}")
-    plan = parse_plan(logger.messages)
     if ignored := plan.unread(value.name for value in model.graph.input):
+        engine.unlink()
         raise UserError(f"{graph}: the engine for {target.name} ignores the input {ignored[0]}")
-    with engine.open("wb") as file:
-        file.write(memoryview(serialized))
     return plan
 
 
@@ -94,6 +100,16 @@ def _shapes(value: onnx.ValueInfoProto, ranges: Ranges) -> list[Shape]:
         for dimension in value.type.tensor_type.shape.dim
     ]
     return [tuple(getattr(size, which) for size in sizes) for which in ("least", "best", "most")]
+
+
+def _writer(trt: Any, file: BinaryIO) -> Any:
+    """Takes an engine piece by piece: whole, it would lie in memory beside the network."""
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def write(self, data: bytes) -> int:
+            return file.write(data)
+
+    return Writer()
 
 
 def _logger(trt: Any) -> Any:
