@@ -46,8 +46,8 @@ def open_model(path: Path, threads: int | None, provider: str = CPU, *, replay: 
     # A thread waits for work by spinning, which bridges the gap between two operators but takes the core from
     # other sessions. 0.1 ms decodes about as fast as the default, and up to twice as fast on busy cores.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
-    # Folding the casts of 16-bit weights keeps them in fp32: twice the memory, and seconds of loading. What the
-    # last level does for the layout of convolutions, of which there are none, folds them too.
+    # Folding the casts of 16-bit weights keeps them in fp32: twice the memory, and seconds of loading. The
+    # last level of optimisation, which is about the layout of convolutions, folds them too.
     folding = ["ConstantFolding"]
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:

@@ -13,8 +13,8 @@ import onnx
 class MappedWeights:
     """Address and length of every tensor in the files beside a graph, by name.
 
-    In a `with` block, pages that were read are given back once a second: the system keeps them cached while there is room, but
-    they no longer count as this process's memory, where they would double that of a large model.
+    In a `with` block, pages that were read are given back once a second: the system keeps them cached while
+    there is room, but they no longer count as this process's memory, where they would double a large model's.
     """
 
     def __init__(self, graph: Path, model: onnx.ModelProto) -> None:
