@@ -103,9 +103,9 @@ def plan(recipe: Recipe, source: Source, out: Path, memory: int) -> dict[str, An
         "variants": variants,
         "seconds": round(sum(step["seconds"] for step in steps), 1),
         "disk_bytes": sum(
-            variant["disk_bytes"]
-            for variant in variants
-            if any(step["runs"] and step["name"] == variant["name"] for step in steps)
+            forecast.disk_bytes(config, step["name"].removesuffix(stages.STANDARD), group)
+            for step in steps
+            if step["runs"] and step["stage"] in ("checkpoint", "quantize", "export", "tensorrt")
         ),
     }
 

@@ -21,6 +21,7 @@ from engines.artifact import File, canonical_digest, hash_file, write_json
 from engines.errors import UserError
 
 DEFAULT_CALIBRATION = ROOT / "quantize" / "calibration.jsonl"
+STANDARD = "-standard"  # ends the names of graphs that engines are compiled from
 CACHE_SAMPLES = 8  # calibration samples whose largest keys and values set the scales of an int8 cache
 
 Step = tuple[Work, Run]
@@ -143,7 +144,7 @@ def standard(base: Entry, source: Source) -> Step:
 
     work = Work(
         stage="export",
-        name=f"{base.manifest.name}-standard",
+        name=f"{base.manifest.name}{STANDARD}",
         config={},
         inputs={"checkpoint": base.digest},
         code=standard,
