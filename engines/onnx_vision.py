@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -72,13 +71,12 @@ class VisionTower:
 
     def _remember(self, media: Media) -> NDArray[np.float32]:
         """What _encode gives, from the media seen before if their pixels are the same."""
-        key = hashlib.sha256(repr(media.grid).encode() + media.pixels.tobytes()).digest()
-        if key not in self._seen:
-            self._seen[key] = self._encode(media)
-        self._seen.move_to_end(key)
+        if media.digest not in self._seen:
+            self._seen[media.digest] = self._encode(media)
+        self._seen.move_to_end(media.digest)
         while len(self._seen) > 1 and sum(found.nbytes for found in self._seen.values()) > REMEMBERED_BYTES:
             self._seen.popitem(last=False)
-        return self._seen[key]
+        return self._seen[media.digest]
 
     def _encode(self, media: Media) -> NDArray[np.float32]:
         """Features [1 + n, tokens, H] of one image or video."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,11 @@ class Media:
     kind: str
     grid: Grid
     pixels: NDArray[np.float32]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Equal for equal pixels: what is remembered of an image is found by it."""
+        return hashlib.sha256(repr(self.grid).encode() + self.pixels.tobytes()).digest()
 
 
 @dataclass(frozen=True, eq=False)
