@@ -13,13 +13,11 @@ from tokenizers.decoders import DecodeStream
 
 from engines.errors import UserError
 from engines.processor import Inputs, Processor
-from engines.sampling import Sampling
+from engines.sampling import GREEDY, Sampling
 from engines.session import Session
 from engines.speculation import tokens
 
 __all__ = ["Chunk", "Completion", "Sampling", "generate", "generate_batch", "stream"]
-
-GREEDY = Sampling()
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def load_image(source: Image.Image | str | Path) -> Image.Image:
                     f"image {shown} has {image.width} x {image.height} pixels: at most "
                     f"{Image.MAX_IMAGE_PIXELS} are accepted"
                 )
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return upright(image)
     except FileNotFoundError:
         raise UserError(f"image {shown} does not exist") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -127,6 +127,14 @@ def _decode_data_uri(uri: str, shown: str) -> bytes:
         return base64.b64decode(payload, validate=True)
     except binascii.Error as error:
         raise UserError(f"image {shown} holds broken base64: {error}") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened file's picture in RGB, turned as its camera was; an animation's first frame."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip all but the darkest to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -33,6 +33,8 @@ class Sampling:
                 raise UserError(f"{name} is {getattr(self, name)}: expected {expected}")
 
 
+GREEDY = Sampling()
+
 HEAD = 1024  # the likeliest tokens, which nearly always hold all that top-p and min-p leave
 
 
@@ -48,7 +50,7 @@ def candidates(
     """
     total = 0.0 if sampling.top_k else float(_weights(logits, sampling.temperature).sum(dtype=np.float64))
     for count in (sampling.top_k or HEAD, 16 * HEAD, len(logits)):
-        order = _descending(logits, count)
+        order = descending(logits, count)
         scores = logits[order].astype(np.float64)
         weights = np.exp((scores - scores[0]) / sampling.temperature)
         mass = np.cumsum(weights)
@@ -83,7 +85,7 @@ def _draw(weights: NDArray[np.floating], random: np.random.Generator) -> int:
     return int(np.searchsorted(mass, random.random() * mass[-1], side="right"))
 
 
-def _descending(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+def descending(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Ids of the `count` largest logits, largest first."""
     if count < len(logits):
         head = np.argpartition(-logits, count)[:count]

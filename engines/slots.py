@@ -45,7 +45,10 @@ class Slots(Protocol):
 
     config: ModelConfig
     capacity: int
-    active: Sequence[Slot]
+
+    @property
+    def active(self) -> Sequence[Slot]:
+        """The decoding sequences, in the order of `decode`."""
 
     def see(self, prompt: Inputs) -> VisionTokens:
         """What the vision tower makes of the prompt's media; may run beside everything else."""
@@ -54,7 +57,7 @@ class Slots(Protocol):
         """A slot for a prompt, its length telling how much of it was remembered; None when all are busy."""
 
     def prefill(self, slot: Slot, limit: int) -> NDArray[np.float32] | None:
-        """Compute at most `limit` more tokens of a prompt; at its end logits f32 [V], and the slot is active."""
+        """Compute at most `limit` tokens of a prompt: at its end logits f32 [V], and the slot is active."""
 
     def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append tokens int64 [active], one to each; logits f32 [active, V], valid until the next call."""
@@ -96,7 +99,7 @@ class OnnxSlots:
 
     @property
     def active(self) -> Sequence[Slot]:
-        """The decoding sequences, in the order of `decode`."""
+        """See Slots.active."""
         return self._slots[: self._active]
 
     def see(self, prompt: Inputs) -> VisionTokens:

@@ -1,0 +1,243 @@
+"""Answers a chat request: runs its sequences, and puts their tokens together whole or chunk by chunk."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engines.errors import UserError
+from serve.arm.answers import (
+    AnswerMessage,
+    Call,
+    CalledFunction,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Delta,
+    FinishReason,
+    IndexedCall,
+    LikelyToken,
+    Logprobs,
+    PromptDetails,
+    TokenLogprob,
+    Usage,
+)
+from serve.arm.arm import Arm
+from serve.arm.errors import ApiError
+from serve.arm.model import Model
+from serve.arm.output import Output, Piece
+from serve.arm.prompt import prepare
+from serve.arm.rules import constraint, rules, thinking
+from serve.arm.schema import ChatRequest
+from serve.arm.sequence import Answer, Token
+
+
+@dataclass(eq=False)
+class Part:
+    """One of a request's n answers, and what has become of its tokens so far."""
+
+    answer: Answer
+    output: Output
+    pieces: list[Piece] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def calls(self) -> int:
+        return sum(piece.kind == "call" for piece in self.pieces)
+
+
+@dataclass(eq=False)
+class Chat:
+    """A request whose prompt is ready to run."""
+
+    model: Model
+    name: str
+    digest: str | None
+    parts: list[Part]
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def run(self) -> AsyncIterator[tuple[int, list[Piece]]]:
+        """Token by token: whose it is, and what it made certain. Ends when all parts have."""
+        loop = asyncio.get_running_loop()
+        found: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue()
+        for number, part in enumerate(self.parts):
+
+            def emit(token: Token | Exception, number: int = number) -> None:
+                loop.call_soon_threadsafe(found.put_nowait, (number, token))
+
+            part.answer.emit = emit
+            self.model.scheduler.submit(part.answer)
+        running = len(self.parts)
+        while running:
+            number, token = await found.get()
+            if isinstance(token, UserError):
+                raise ApiError(400, str(token))
+            if isinstance(token, Exception):
+                raise ApiError(500, "the model failed: the arm has to be started again")
+            running -= token.finish_reason is not None
+            yield number, self._take(self.parts[number], token)
+
+    def cancel(self) -> None:
+        """Give up what still runs; its slots are free within a step."""
+        for part in self.parts:
+            part.answer.cancelled = True
+
+    def usage(self) -> Usage:
+        prompt = len(self.parts[0].answer.inputs.input_ids)
+        said = sum(len(part.answer.said) for part in self.parts)
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=said,
+            total_tokens=prompt + said,
+            prompt_tokens_details=PromptDetails(cached_tokens=self.parts[0].answer.reused),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For the log."""
+        usage, answer = self.usage(), self.parts[0].answer
+        return {
+            "gen_ai.response.id": self.id,
+            "gen_ai.response.finish_reasons": [part.finish_reason for part in self.parts],
+            "gen_ai.response.time_to_first_chunk": round(answer.ttft, 4),
+            "gen_ai.usage.input_tokens": usage.prompt_tokens,
+            "gen_ai.usage.output_tokens": usage.completion_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.prompt_tokens_details.cached_tokens,
+        }
+
+    def _take(self, part: Part, token: Token) -> list[Piece]:
+        pieces = part.output.feed(token.text)
+        if token.finish_reason:
+            pieces += part.output.close()
+        part.pieces += pieces
+        if part.answer.rules.logprobs is not None:
+            part.logprobs.append(self._logprob(token))
+        if token.finish_reason:
+            part.finish_reason = "tool_calls" if part.calls else token.finish_reason
+        return pieces
+
+    def _logprob(self, token: Token) -> TokenLogprob:
+        def likely(token_id: int, logprob: float) -> LikelyToken:
+            data = self.model.grammar.token_bytes(token_id)
+            text = data.decode(errors="replace")
+            return LikelyToken(token=text, logprob=max(logprob, -9999.0), bytes=list(data))
+
+        chosen = likely(token.token_id, token.logprob)
+        others = [likely(*pair) for pair in token.likeliest]
+        return TokenLogprob(**chosen.model_dump(), top_logprobs=others)
+
+
+async def begin(arm: Arm, model: Model, request: ChatRequest) -> Chat:
+    """Prepare a request's prompt and sequences; ApiError for all that can be known to be wrong by then."""
+    if request.model not in (None, arm.settings.name):
+        raise ApiError(
+            404,
+            f"the model {request.model} is not here: this arm serves {arm.settings.name}",
+            param="model",
+            code="model_not_found",
+        )
+    arrived = time.perf_counter()
+    inputs, vision = await prepare(arm, model, request)
+    base, processor = rules(model, request, inputs), model.processor
+    opened, forced = thinking(model, inputs), bool(request.forced_tools)
+    parts = []
+    for number in range(request.n):
+        own = replace(base, sampling=replace(base.sampling, seed=base.sampling.seed + number))
+        held = await asyncio.get_running_loop().run_in_executor(arm.readers, constraint, model, request)
+        eos = processor.config.eos_token_ids
+        answer = Answer(inputs, vision, own, processor.tokenizer, eos, lambda _: None, held, arrived=arrived)
+        output = Output(thinking=opened and not forced, tools=bool(request.offered_tools), forced=forced)
+        parts.append(Part(answer, output))
+    return Chat(model, arm.settings.name, arm.settings.digest, parts)
+
+
+async def whole(chat: Chat) -> ChatCompletion:
+    """The completion, when all of it is there."""
+    async for _ in chat.run():
+        pass
+    choices = [_choice(index, part) for index, part in enumerate(chat.parts)]
+    return ChatCompletion(
+        id=chat.id,
+        created=chat.created,
+        model=chat.name,
+        choices=choices,
+        usage=chat.usage(),
+        system_fingerprint=chat.digest,
+    )
+
+
+async def chunks(chat: Chat, *, include_usage: bool) -> AsyncIterator[ChatCompletionChunk]:
+    """The completion in chunks, a first one for each choice that names its role."""
+
+    def chunk(choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            id=chat.id,
+            created=chat.created,
+            model=chat.name,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=chat.digest,
+        )
+
+    for index in range(len(chat.parts)):
+        yield chunk([ChunkChoice(index=index, delta=Delta(role="assistant", content=""))])
+    async for index, pieces in chat.run():
+        part = chat.parts[index]
+        first_call = part.calls - sum(piece.kind == "call" for piece in pieces)
+        choice = ChunkChoice(
+            index=index,
+            delta=_delta(pieces, first_call),
+            logprobs=Logprobs(content=part.logprobs[-1:]) if part.logprobs else None,
+            finish_reason=part.finish_reason,
+        )
+        if pieces or part.logprobs or part.finish_reason:
+            yield chunk([choice])
+    if include_usage:
+        yield chunk([], chat.usage())
+
+
+def _text(pieces: list[Piece], kind: str) -> str | None:
+    return "".join(piece.text for piece in pieces if piece.kind == kind) or None
+
+
+def _calls(pieces: list[Piece]) -> list[Call]:
+    return [
+        Call(
+            id=f"call_{secrets.token_hex(12)}",
+            function=CalledFunction(name=piece.name, arguments=piece.text),
+        )
+        for piece in pieces
+        if piece.kind == "call"
+    ]
+
+
+def _choice(index: int, part: Part) -> Choice:
+    calls, content = _calls(part.pieces), _text(part.pieces, "content")
+    return Choice(
+        index=index,
+        message=AnswerMessage(
+            content=content if calls else content or "",
+            reasoning_content=_text(part.pieces, "reasoning"),
+            tool_calls=calls or None,
+        ),
+        logprobs=Logprobs(content=part.logprobs) if part.logprobs else None,
+        finish_reason=part.finish_reason or "stop",
+    )
+
+
+def _delta(pieces: list[Piece], first_call: int) -> Delta:
+    calls = [
+        IndexedCall(index=index, **call.model_dump())
+        for index, call in enumerate(_calls(pieces), start=first_call)
+    ]
+    return Delta(
+        content=_text(pieces, "content"),
+        reasoning_content=_text(pieces, "reasoning"),
+        tool_calls=calls or None,
+    )

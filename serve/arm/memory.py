@@ -1,0 +1,106 @@
+"""What an artifact will take before it is loaded, counted from its files, and what the machine has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.config import ModelConfig
+from engines.errors import UserError
+from engines.onnx_files import DECODER, EMBEDDING, VISION
+from serve.arm.scheduler import CHUNK
+
+PROCESS = 140_000_000  # interpreter, libraries and web server
+PACKED = 0.3  # share of 4- and 8-bit weights that onnxruntime holds once more, in its own order
+IMAGE_PATCHES = 28 * 28  # of one 448 x 448 picture; a larger one takes more while it is looked at
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes at the fullest: every slot at its whole context, while a prompt with a picture is computed."""
+
+    weights: int
+    working: int
+    cache_per_token: int
+    slots: int
+    context: int
+
+    @property
+    def cache(self) -> int:
+        return self.cache_per_token * self.slots * self.context
+
+    @property
+    def total(self) -> int:
+        return PROCESS + self.weights + self.working + self.cache
+
+    def longest_context(self, memory: int) -> int:
+        """Tokens for each slot that fit in `memory`; 0 when not even the weights do."""
+        return max(0, (memory - self.total + self.cache) // (self.cache_per_token * self.slots))
+
+    def __str__(self) -> str:
+        parts = f"{size(self.weights)} weights, {size(self.cache)} keys and values ({self.slots} slots of "
+        parts += f"{self.context} tokens), {size(PROCESS + self.working)} to work"
+        return f"{size(self.total)}: {parts}"
+
+
+def forecast(directory: Path, config: ModelConfig, *, slots: int, context: int) -> Forecast:
+    """Of an ONNX artifact on a CPU; UserError when a file is missing."""
+    try:
+        graph = (directory / DECODER).read_bytes()
+        bytes_of = {name: (directory / name).stat().st_size for name in (DECODER, VISION, EMBEDDING)}
+        for name in (DECODER, VISION):
+            bytes_of[name] += (directory / f"{name}.data").stat().st_size
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: export the checkpoint again") from None
+    text, vision = config.text, config.vision
+    weights = bytes_of[DECODER] + bytes_of[VISION]
+    if b"MatMulNBits" in graph:  # few of the embedding's rows are read
+        weights += int(PACKED * weights)
+    else:  # the head reads all of them, widened to fp32
+        weights += bytes_of[EMBEDDING] + 4 * text.vocab_size * text.hidden_size
+    working = 4 * min(context, CHUNK) * (3 * text.intermediate_size + 6 * text.hidden_size)
+    working += 4 * IMAGE_PATCHES * (2 * vision.intermediate_size + 6 * vision.hidden_size + IMAGE_PATCHES)
+    values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    per_token = values * (1 if b"kv_cache_bit_width" in graph else 4)
+    return Forecast(weights, working, per_token, slots, context)
+
+
+def available() -> int:
+    """Bytes this process may still take: the machine's, or its container's where that is less."""
+    meminfo = Path("/proc/meminfo").read_text()
+    free = 1024 * int(meminfo.split("MemAvailable:")[1].split()[0])
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+def size(count: int) -> str:
+    """Decimal units."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def choose_context(
+    directory: Path, config: ModelConfig, *, slots: int, context: int | None, memory: int
+) -> Forecast:
+    """The forecast at `context`, or at the longest that fits up to USUAL; UserError when it does not fit."""
+    limit = config.text.max_position_embeddings
+    if context is not None and not 1 < context <= limit:
+        raise UserError(f"a context of {context} tokens: the model has from 2 to {limit}")
+    wanted = forecast(directory, config, slots=slots, context=min(context or USUAL, limit))
+    fits = min(wanted.longest_context(memory), limit)
+    if context is None and SHORTEST <= fits < wanted.context:
+        return forecast(directory, config, slots=slots, context=fits)
+    if wanted.total > memory:
+        advice = (
+            f"--context {fits} fits" if fits >= SHORTEST else "fewer --slots or a smaller variant may fit"
+        )
+        raise UserError(f"{directory} would take {wanted}; {size(memory)} are available: {advice}")
+    return wanted
+
+
+USUAL = 8192
+SHORTEST = 256

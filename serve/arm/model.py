@@ -1,0 +1,119 @@
+"""A loaded artifact: all that answering takes, and the facts it is known by."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from engines.artifact import MANIFEST, Manifest, hash_file
+from engines.config import ModelConfig, read_json
+from engines.constraint import Grammar
+from engines.errors import UserError
+from engines.onnx_files import DECODER
+from engines.onnx_session import OnnxSession
+from engines.processor import Processor
+from engines.slots import OnnxSlots, Slots
+from serve.arm.memory import available, choose_context
+from serve.arm.metrics import Metrics
+from serve.arm.scheduler import Scheduler
+from serve.arm.sequence import Answer, Rules, Token
+
+# What a tokenizer or template of another checkpoint would silently spoil.
+SIDE_FILES = {".json", ".jinja", ".txt"}
+SELF_TEST = [{"role": "user", "content": "Hello"}]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """`defaults`: the checkpoint's own sampling, for what a request leaves out."""
+
+    processor: Processor
+    slots: Slots
+    scheduler: Scheduler
+    defaults: dict[str, Any]
+
+    @cached_property
+    def grammar(self) -> Grammar:
+        """Made by the first request that needs it."""
+        return Grammar(self.processor.tokenizer, self.processor.config)
+
+    def self_test(self) -> str:
+        """sha256 of a short greedy answer's tokens; UserError when none comes or logits are no numbers."""
+        found: SimpleQueue[Token | Exception] = SimpleQueue()
+        inputs = self.processor(SELF_TEST)
+        vision = self.slots.see(inputs)
+        rules = Rules(max_tokens=8, logprobs=0)
+        eos = self.processor.config.eos_token_ids
+        self.scheduler.submit(Answer(inputs, vision, rules, self.processor.tokenizer, eos, found.put))
+        tokens: list[int] = []
+        while True:
+            token = found.get()
+            if isinstance(token, Exception):
+                raise UserError(f"the self-test failed: {token}; build the artifact again")
+            if not math.isfinite(token.logprob):
+                raise UserError("the self-test failed: the logits are no numbers; build the artifact again")
+            tokens.append(token.token_id)
+            if token.finish_reason:
+                return hashlib.sha256(repr(tokens).encode()).hexdigest()
+
+
+def load(
+    directory: Path,
+    metrics: Metrics,
+    *,
+    slots: int,
+    context: int | None,
+    threads: int | None,
+    tell: Callable[[str], object],
+) -> Model:
+    """Open an ONNX artifact and start its scheduler.
+
+    Raises UserError, before anything large is read, when side files do not belong to it or memory is short.
+    """
+    if not (directory / DECODER).is_file():
+        raise UserError(
+            f"{directory} has no {DECODER}: an arm serves ONNX artifacts; make one with "
+            "`python -m engines export`"
+        )
+    check_side_files(directory)
+    config = ModelConfig.load(directory)
+    processor = Processor.load(directory)
+    found = choose_context(directory, config, slots=slots, context=context, memory=available())
+    tell(f"loading {directory} on the CPU, at most {found}")
+    rows = OnnxSlots(OnnxSession(directory, threads=threads), slots, found.context)
+    scheduler = Scheduler(rows, metrics)
+    scheduler.start()
+    return Model(processor, rows, scheduler, sampling_defaults(directory))
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """None for an artifact that was exported and not built."""
+    return Manifest.read(directory) if (directory / MANIFEST).exists() else None
+
+
+def check_side_files(directory: Path) -> None:
+    """UserError when config, tokenizer or template are not those the weights were built with."""
+    manifest = read_manifest(directory)
+    for name, expected in manifest.files.items() if manifest else ():
+        path = directory / name
+        if path.suffix in SIDE_FILES and (not path.is_file() or hash_file(path) != expected):
+            raise UserError(
+                f"{path} is not the file these weights were built with: its sha256 differs from "
+                f"{MANIFEST}'s; put the original back or build the artifact again"
+            )
+
+
+def sampling_defaults(directory: Path) -> dict[str, Any]:
+    """What generation_config.json says of sampling; without a word of it OpenAI's temperature of 1."""
+    path = directory / "generation_config.json"
+    found = read_json(path) if path.exists() else {}
+    if found.get("do_sample") is False:
+        return {"temperature": 0.0}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return {"temperature": 1.0} | {name: found[name] for name in names if found.get(name) is not None}

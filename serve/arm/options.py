@@ -1,0 +1,40 @@
+"""The command line of an arm; importing it loads nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def add_options(arm: argparse.ArgumentParser) -> None:
+    """Options of an arm; a container sets some of them by environment variables."""
+    env = os.environ.get
+    arm.add_argument("artifact", type=Path, help="folder of an ONNX artifact")
+    arm.add_argument("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1")
+    arm.add_argument(
+        "--port", type=int, default=env("PORT", "8080"), help="0 takes a free one; default $PORT or 8080"
+    )
+    arm.add_argument(
+        "--model-name", metavar="NAME", default=env("MODEL_NAME"), help="as clients call it ($MODEL_NAME)"
+    )
+    arm.add_argument("--device", default=env("DEVICE", "cpu"), help="cpu ($DEVICE)")
+    arm.add_argument("--dtype", default=env("DTYPE", "auto"), help="auto: the artifact's own ($DTYPE)")
+    arm.add_argument("--slots", type=int, default=8, metavar="N", help="sequences at once; default 8")
+    arm.add_argument("--context", type=int, metavar="N", help="tokens of each; default as fits, at most 8192")
+    arm.add_argument("--queue", type=int, default=64, metavar="N", help="may wait for a slot; default 64")
+    arm.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default one for each core")
+    arm.add_argument(
+        "--timeout", type=float, default=600, metavar="S", help="seconds for a whole request; default 600"
+    )
+    arm.add_argument(
+        "--max-file-size",
+        type=int,
+        default=env("MAX_FILE_SIZE", "20000000"),
+        metavar="BYTES",
+        help="of a picture or video ($MAX_FILE_SIZE); default 20000000",
+    )
+    arm.add_argument("--api-key-file", type=Path, metavar="FILE", help="refuse who does not send its key")
+    arm.add_argument(
+        "--allow-private-urls", action="store_true", help="fetch media from private addresses too"
+    )

@@ -1,0 +1,105 @@
+"""From a request's messages to a prompt the scheduler takes: media fetched, read, tokenised and seen.
+
+Nothing of this holds up a running stream: reading is the readers' work, seeing the vision thread's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from engines.errors import UserError
+from engines.onnx_vision import VisionTokens
+from engines.processor import Inputs
+from serve.arm.arm import Arm
+from serve.arm.errors import ApiError
+from serve.arm.media import load, read_images, video_files
+from serve.arm.model import Model
+from serve.arm.output import CALL
+from serve.arm.schema import ChatRequest, ImagePart, Message, VideoPart
+
+
+async def prepare(arm: Arm, model: Model, request: ChatRequest) -> tuple[Inputs, VisionTokens]:
+    """The prompt and what the vision tower sees in it; ApiError for media or messages that cannot be used."""
+    images, videos = await _load(arm, request)
+    loop = asyncio.get_running_loop()
+    inputs = await loop.run_in_executor(arm.readers, _read, arm, model, request, images, videos)
+    if len(inputs.input_ids) >= model.slots.capacity:
+        raise ApiError(
+            400,
+            f"the prompt has {len(inputs.input_ids)} tokens, the context {model.slots.capacity}: shorten it",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    if not inputs.media:
+        return inputs, model.slots.see(inputs)
+    start = time.perf_counter()
+    vision = await loop.run_in_executor(arm.eyes, model.slots.see, inputs)
+    arm.metrics.vision.observe(time.perf_counter() - start)
+    return inputs, vision
+
+
+async def _load(arm: Arm, request: ChatRequest) -> tuple[list[bytes], list[bytes]]:
+    """The files of all images and all videos, in order."""
+    parts = [
+        part for message in request.messages if isinstance(message.content, list) for part in message.content
+    ]
+    images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+    videos = [part.video_url.url for part in parts if isinstance(part, VideoPart)]
+    limits = arm.settings.limits
+    if len(images) + len(videos) > limits.max_media:
+        raise ApiError(
+            400,
+            f"{len(images) + len(videos)} pictures and videos: at most {limits.max_media} are accepted",
+            param="messages",
+        )
+    found = [await load(url, limits) for url in [*images, *videos]]
+    return found[: len(images)], found[len(images) :]
+
+
+def _read(arm: Arm, model: Model, request: ChatRequest, images: list[bytes], videos: list[bytes]) -> Inputs:
+    """Inputs of a request whose files are there."""
+    limits = arm.settings.limits
+    tools = [tool.model_dump(exclude_none=True) for tool in request.offered_tools]
+    with video_files(videos, limits) as paths:
+        media = iter(read_images(images, limits)), iter(paths)
+        messages = [plain(message, *media) for message in request.messages]
+        try:
+            inputs = model.processor(messages, tools=tools or None)
+        except UserError as error:
+            raise ApiError(400, str(error), param="messages") from None
+    if request.forced_tools:  # the answer is the inside of a call: nothing else can follow
+        inputs = inputs.extend(model.processor.tokenizer.encode(f"{CALL}\n", add_special_tokens=False).ids)
+    return inputs
+
+
+def plain(message: Message, images: Iterator[Image.Image], videos: Iterator[Path]) -> dict[str, Any]:
+    """A message as the processor takes it, each picture and video in its place."""
+    role = "system" if message.role == "developer" else message.role
+    found: dict[str, Any] = {"role": role, "content": _content(message, images, videos)}
+    names = ("name", "tool_call_id", "reasoning_content")
+    found |= {name: value for name in names if (value := getattr(message, name)) is not None}
+    if message.tool_calls:
+        found["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+    return found
+
+
+def _content(
+    message: Message, images: Iterator[Image.Image], videos: Iterator[Path]
+) -> str | Sequence[dict[str, Any]]:
+    if not isinstance(message.content, list):
+        return message.content or ""
+    parts: list[dict[str, Any]] = []
+    for part in message.content:
+        if isinstance(part, ImagePart):
+            parts.append({"type": "image", "image": next(images)})
+        elif isinstance(part, VideoPart):
+            parts.append({"type": "video", "video": str(next(videos))})
+        else:
+            parts.append({"type": "text", "text": part.text})
+    return parts
