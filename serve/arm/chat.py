@@ -148,7 +148,7 @@ async def begin(arm: Arm, model: Model, request: ChatRequest) -> Chat:
     opened, forced = thinking(model, inputs), bool(request.forced_tools)
     parts = []
     for number in range(request.n):
-        own = replace(base, sampling=replace(base.sampling, seed=base.sampling.seed + number))
+        own = replace(base, sampling=replace(base.sampling, seed=base.sampling.seed + number * 2**64))
         held = await asyncio.get_running_loop().run_in_executor(arm.readers, constraint, model, request)
         eos = processor.config.eos_token_ids
         answer = Answer(inputs, vision, own, processor.tokenizer, eos, lambda _: None, held, arrived=arrived)

@@ -18,7 +18,7 @@ from serve.arm.errors import ApiError
 from serve.arm.fetch import fetch
 
 # Of Pillow's formats, those that clients send: some of the others run programs, or decode without bound.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # A container is known by its first bytes. FFmpeg would also take playlists, which name files to be opened.
 CONTAINERS = ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (8, b"AVI "))
 

@@ -1,0 +1,48 @@
+"""An arm as its users start it: a process on loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+@dataclass(frozen=True)
+class LiveArm:
+    """Its address, its process, and what it has said on stderr so far."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log: list[str]
+
+
+@contextmanager
+def live_arm(artifact: Path, *options: str, **environment: str) -> Iterator[LiveArm]:
+    """An arm that is ready; killed at the end unless it has ended by itself."""
+    command = [sys.executable, "-m", "serve", "arm", str(artifact), "--port=0", "--threads=1", *options]
+    variables = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    log: list[str] = []
+    for line in process.stderr:
+        log.append(line.rstrip("\n"))
+        if line.startswith("ready: "):
+            break
+    reader = threading.Thread(target=lambda: log.extend(line.rstrip("\n") for line in process.stderr or ()))
+    reader.start()
+    try:
+        assert log, "the arm said nothing"
+        assert log[-1].startswith("ready: "), "\n".join(log)
+        yield LiveArm(log[-1].split(" at ")[1], process, log)
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stderr.close()
