@@ -21,7 +21,7 @@ class Metrics:
         seconds = partial(Histogram, registry=self.registry, buckets=SECONDS)
         sizes = partial(Histogram, registry=self.registry, buckets=(1, 2, 4, 8, 16, 32, 64))
         self.requests = counter("arm_requests", "Requests by route and status.", ["route", "status"])
-        self.running = gauge("arm_running_sequences", "Sequences being decoded.")
+        self.running = gauge("arm_running_sequences", "Sequences in a slot.")
         self.waiting = gauge("arm_waiting_sequences", "Sequences without a slot.")
         self.queue = seconds("arm_queue_seconds", "Arrival to a slot.")
         self.ttft = seconds("arm_ttft_seconds", "Arrival to the first token.")

@@ -38,6 +38,8 @@ class Scheduler:
         self._tokens_per_second = SMALLEST / STALL  # of prompts; then as measured
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self.failure: Exception | None = None
+        metrics.waiting.set_function(lambda: len(self._waiting) + self._inbox.qsize())
+        metrics.running.set_function(lambda: len(self._running) + (self._filling is not None))
 
     def start(self) -> None:
         """Begin taking sequences."""
@@ -78,8 +80,6 @@ class Scheduler:
                 return False
             self._waiting.append(answer)
             idle = False
-        self._metrics.waiting.set(len(self._waiting))
-        self._metrics.running.set(len(self._running))
         return True
 
     def _drop_cancelled(self) -> None:

@@ -1,0 +1,205 @@
+"""An arm's life: what it refuses to start with, when it is ready, who is turned away, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from engines.artifact import Manifest, hash_folder
+from engines.checkpoint import Checkpoint
+from engines.export import export
+from serve.__main__ import main
+from serve.arm import model
+from tests.live_arm import LiveArm, live_arm
+
+NEVER_END = {"logit_bias": {"500": -100, "498": -100}, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def artifact(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `build all` publishes one."""
+    out = tmp_path_factory.mktemp("built") / "a-model" / "a-variant"
+    export(Checkpoint.open(micro_checkpoint), out)
+    facts = {"name": "a-variant", "variant": "a-variant", "stage": "onnx", "stage_version": "1", "key": "k"}
+    Manifest(**facts, files=hash_folder(out)).write(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def arm(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveArm]:
+    key = tmp_path_factory.mktemp("key") / "key"
+    key.write_text("sesame\n")
+    with live_arm(artifact, "--slots=1", "--queue=1", f"--api-key-file={key}") as running:
+        yield running
+
+
+def chat(arm: LiveArm, *, key: str = "sesame", timeout: float = 30, **fields: Any) -> httpx2.Response:
+    body = {"messages": [{"role": "user", "content": "BORA?"}], "max_tokens": 4} | fields
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx2.post(f"{arm.url}/v1/chat/completions", json=body, headers=headers, timeout=timeout)
+
+
+def gauge(arm: LiveArm, name: str) -> float:
+    lines = httpx2.get(f"{arm.url}/metrics").text.splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.005)
+
+
+def test_start_up_says_what_it_does(arm: LiveArm, artifact: Path) -> None:
+    assert arm.log[0].startswith(f"loading {artifact} on the CPU, at most ")
+    assert "keys and values (1 slots of 4096 tokens)" in arm.log[0]
+    assert arm.log[1].startswith("self-test passed")
+    assert arm.log[2].startswith("ready: a-model at http://127.0.0.1:")
+    assert httpx2.get(f"{arm.url}/health").json() == {"status": "ok"}
+    assert httpx2.get(f"{arm.url}/ready").status_code == 200
+
+
+def test_only_who_has_the_key_comes_in(arm: LiveArm, artifact: Path) -> None:
+    for key in ("wrong", "sesam", "sesame2"):
+        refused = chat(arm, key=key)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert httpx2.get(f"{arm.url}/v1/models").status_code == 401
+    assert chat(arm).status_code == 200
+    card = httpx2.get(f"{arm.url}/v1/models", headers={"authorization": "Bearer sesame"}).json()["data"][0]
+    assert (card["id"], card["variant"]) == ("a-model", "a-variant")
+    assert card["digest"] == Manifest.read(artifact).digest
+
+
+def test_memory_is_within_the_forecast(arm: LiveArm) -> None:
+    chat(arm, max_tokens=200, **NEVER_END)
+    number, unit = arm.log[0].split("at most ")[1].split(":")[0].split()
+    forecast = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+    assert 0.4 * forecast < gauge(arm, "process_resident_memory_bytes") < forecast
+
+
+def test_a_full_queue_turns_away(arm: LiveArm) -> None:
+    threads = [
+        threading.Thread(target=chat, args=[arm], kwargs={"max_tokens": 700, **NEVER_END}) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: gauge(arm, "arm_running_sequences") + gauge(arm, "arm_waiting_sequences") == 2)
+    refused = chat(arm)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    for thread in threads:
+        thread.join()
+    assert chat(arm).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_frees_the_slot(arm: LiveArm, stream: bool) -> None:
+    host, port = arm.url.removeprefix("http://").split(":")
+    body = {"messages": [{"role": "user", "content": "BORA?"}], "stream": stream, "max_tokens": 4000}
+    data = json.dumps(body | NEVER_END).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer sesame\r\n"
+    head += f"content-length: {len(data)}"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + data)
+        eventually(lambda: gauge(arm, "arm_running_sequences") == 1)
+    left = time.monotonic()
+    eventually(lambda: gauge(arm, "arm_running_sequences") == 0)
+    assert time.monotonic() - left < 2  # 4,000 tokens would take longer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_ends_an_answer(artifact: Path, stream: bool) -> None:
+    with live_arm(artifact, "--timeout=0.2") as arm:
+        answer = chat(arm, max_tokens=4000, stream=stream, **NEVER_END)
+    if stream:
+        *_, last, done, _ = answer.text.split("\n\n")
+        assert json.loads(last[6:])["error"]["type"] == "timeout_error"
+        assert done == "data: [DONE]"
+    else:
+        assert (answer.status_code, answer.json()["error"]["type"]) == (504, "timeout_error")
+
+
+def test_sigterm_lets_streams_finish(artifact: Path) -> None:
+    with live_arm(artifact, MODEL_NAME="other", PORT="1", MAX_FILE_SIZE="1000") as arm:
+        assert "ready: other at" in arm.log[-1]  # --port wins over $PORT
+        large = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 2000}"}}
+        refused = chat(arm, messages=[{"role": "user", "content": [large]}])
+        assert "at most 1000" in refused.json()["error"]["message"]
+        body = {"messages": [{"role": "user", "content": "BORA?"}], "max_tokens": 1500, "stream": True}
+        with httpx2.stream(
+            "POST", f"{arm.url}/v1/chat/completions", json=body | NEVER_END, timeout=30
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            arm.process.send_signal(signal.SIGTERM)
+            eventually(lambda: httpx2.get(f"{arm.url}/ready").status_code == 503)
+            turned_away = chat(arm)
+            assert turned_away.status_code == 503
+            assert "draining" in turned_away.json()["error"]["message"]
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert events[-1]["choices"][0]["finish_reason"] == "length"
+        assert arm.process.wait(timeout=10) == 0
+
+
+def test_killing_one_arm_leaves_another(artifact: Path, arm: LiveArm) -> None:
+    with live_arm(artifact) as other:
+        other.process.kill()
+        assert chat(arm).status_code == 200
+
+
+def fails(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    assert main(["arm", *command, "--port=0"]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_what_cannot_be_served_is_one_line(
+    artifact: Path, micro_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "has no decoder.onnx" in fails(capsys, str(micro_checkpoint))
+    assert "device cuda: an arm runs on the CPU" in fails(capsys, str(artifact), "--device=cuda")
+    assert "dtype float16" in fails(capsys, str(artifact), "--dtype=float16")
+    assert "context of 5000 tokens: the model has from 2 to 4096" in fails(
+        capsys, str(artifact), "--context=5000"
+    )
+    assert "--slots is 0" in fails(capsys, str(artifact), "--slots=0")
+    assert "cannot be read" in fails(capsys, str(artifact), f"--api-key-file={tmp_path / 'none'}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["arm", str(artifact), f"--port={port}"]) == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "config.json"])
+def test_a_file_of_another_checkpoint_is_refused(
+    artifact: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(artifact, changed)
+    (changed / name).write_text((changed / name).read_text().replace("assistant", "assistent") + "\n")
+    assert f"{name} is not the file these weights were built with" in fails(capsys, str(changed))
+
+
+def test_too_little_memory_names_what_fits(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(model, "available", lambda: 190_000_000)
+    said = fails(capsys, str(artifact), "--context=4096")
+    assert "190 MB are available: --context " in said
+    fitting = int(said.split("--context ")[1].split()[0])
+    assert 256 <= fitting < 4096
+    monkeypatch.setattr(model, "available", lambda: 100_000_000)
+    assert "fewer --slots or a smaller variant" in fails(capsys, str(artifact))
