@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all test check bench gpu
+.PHONY: setup all test check fuzz bench gpu
 
 setup: .venv/ready  ## .venv from the lock
 
@@ -15,6 +15,9 @@ all: setup  ## checkpoint -> ONNX -> INT4 -> measured -> gated -> published
 
 test: setup check  ## everything CI holds the project to
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
+
+fuzz: setup  ## 5,000 hostile requests of each kind to an arm
+	$(VENV)/python -m pytest tests/test_arm_fuzz.py -s --fuzz 5000
 
 bench: setup  ## how long the hot pieces take beside the machine's floor; ARTIFACT=DIR for one of your own
 	$(VENV)/python -m pytest tests/benchmarks/hot_pieces.py tests/benchmarks/scripted_speculation.py \

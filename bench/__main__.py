@@ -108,6 +108,23 @@ def parser() -> argparse.ArgumentParser:
     )
     gpu.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
+    load = commands.add_parser("load", help="many clients at once on a server of OpenAI's API")
+    load.add_argument("url", metavar="URL", help="as in http://127.0.0.1:8080")
+    load.add_argument(
+        "--clients", type=_positive, nargs="+", default=[1, 8], metavar="N", help="in turn; default 1 8"
+    )
+    load.add_argument("--seconds", type=_positive, default=30, metavar="S", help="of each; default 30")
+    load.add_argument("--output-tokens", type=_two, default=32, metavar="N", help="default 32")
+    load.add_argument(
+        "--images", type=_natural, default=30, metavar="PERCENT", help="of requests show one; default 30"
+    )
+    load.add_argument(
+        "--image-size", type=_positive, default=448, metavar="PIXELS", help="of a side; default 448"
+    )
+    load.add_argument("--seed", type=int, default=0, metavar="S", help="of the questions; default 0")
+    load.add_argument("--api-key-file", type=Path, metavar="FILE", help="the key that the server asks for")
+    load.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
     micro = commands.add_parser("micro", help="train the embedded checkpoint again")
     micro.add_argument("-o", "--out", type=Path, default=Path("micro-checkpoint"), metavar="DIR")
     micro.add_argument(

@@ -170,6 +170,40 @@ def _tell(
     _show(shown, found.document, options)
 
 
+def load(options: Namespace) -> int:
+    """Several numbers of clients in turn; exit code 1 when any request failed."""
+    from bench.load import Load, run
+
+    asked = Load(
+        url=options.url.rstrip("/").removesuffix("/v1"),
+        seconds=options.seconds,
+        output_tokens=options.output_tokens,
+        images=options.images / 100,
+        image_size=options.image_size,
+        seed=options.seed,
+        key=options.api_key_file.read_text().strip() if options.api_key_file else None,
+    )
+    columns = (
+        "clients requests errors turned_away tokens/s × ttft_p50_ms ttft_p95_ms gap_p99_ms gap_max_ms memory"
+    )
+    shown = Table(*(name.replace("_", " ") for name in columns.split()), box=None, header_style="bold")
+    found: list[dict[str, Any]] = []
+    for clients in options.clients:
+        tally = run(asked, clients)
+        found.append({"clients": clients, **tally.summary()})
+        ratio = tally.tokens_per_s / (found[0]["output_tokens_per_s"] or 1)
+        failed, memory = sum(tally.errors.values()), tally.memory[-1] if tally.memory else None
+        figures = [tally.tokens_per_s, ratio]
+        figures += [found[-1]["ttft_ms"].get(name, 0) for name in ("p50", "p95")]
+        figures += [found[-1]["gap_ms"].get(name, 0) for name in ("p99", "max")]
+        counts = map(str, (clients, tally.requests, failed, tally.turned_away))
+        shown.add_row(*counts, *(f"{value:,.3g}" for value in figures), human_size(memory) if memory else "-")
+        for reason, count in tally.errors.items():
+            print(f"{clients} clients, {count} times: {reason}", file=sys.stderr)
+    _show(shown, {"url": asked.url, "rounds": found}, options)
+    return int(any(entry["errors"] for entry in found))
+
+
 def micro(options: Namespace) -> int:
     """Trains the embedded checkpoint from nothing."""
     from bench.micro.train import train

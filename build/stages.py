@@ -103,12 +103,14 @@ def exported(variant: str, base: Entry, source: Source, settings: Export, quanti
         from engines.checkpoint import Checkpoint
         from engines.export import export
         from engines.processor import Processor
+        from engines.self_test import record
         from quantize.calibration import prepare, read_samples
 
         prompts = []
         if kind.int8_cache:
             prompts = prepare(read_samples(calibration)[:CACHE_SAMPLES], Processor.load(base.path))
         export(Checkpoint.open(base.path), out, accuracy_level=settings.accuracy_level, cache_prompts=prompts)
+        record(out)
         precision = "W4A16" if kind.method else "W16A32"
         engine = {"runtime": "onnxruntime", "execution_provider": "CPU", "precision": precision}
         engine |= {"cache": "int8"} if kind.int8_cache else {}

@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
 def _export(arguments: argparse.Namespace) -> None:
     from engines.checkpoint import Checkpoint
     from engines.export import export, export_standard
+    from engines.self_test import record
 
     out = _new_folder(arguments.out)
     checkpoint = Checkpoint.open(arguments.checkpoint)
@@ -86,6 +87,7 @@ def _export(arguments: argparse.Namespace) -> None:
         export_standard(checkpoint, out)
     else:
         export(checkpoint, out, accuracy_level=arguments.accuracy_level)
+        record(out)
 
 
 def _tensorrt(arguments: argparse.Namespace) -> None:

@@ -26,11 +26,12 @@ class VisionTokens:
     """Where a prompt's M vision tokens stand, int64 [M] ascending, and what they are, f32 [1 + n, M, H].
 
     The first of the 1 + n features is the token embedding, the others are added after the decoder's first n
-    layers (DeepStack, arXiv:2406.04334).
+    layers (DeepStack, arXiv:2406.04334). remembered: how many of the media were seen before.
     """
 
     where: NDArray[np.int64]
     features: NDArray[np.float32]
+    remembered: int = 0
 
 
 class VisionTower:
@@ -64,10 +65,11 @@ class VisionTower:
         empty = np.empty(
             (1 + len(self.config.vision.deepstack_visual_indexes), 0, self.config.text.hidden_size)
         )
+        remembered = sum(media.digest in self._seen for media in prompt.media)
         features = np.concatenate([empty, *map(self._remember, prompt.media)], axis=1, dtype=np.float32)
         if features.shape[1] != len(where):
             raise UserError(f"the prompt has {len(where)} vision tokens, its media make {features.shape[1]}")
-        return VisionTokens(where, features)
+        return VisionTokens(where, features, remembered)
 
     def _remember(self, media: Media) -> NDArray[np.float32]:
         """What _encode gives, from the media seen before if their pixels are the same."""

@@ -9,6 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=60, help="hostile requests of each kind to make up")
+
+
 @pytest.fixture(scope="session")
 def micro_checkpoint() -> Path:
     """The embedded, trained checkpoint."""

@@ -6,12 +6,25 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.artifact import Manifest, hash_folder
+from engines.checkpoint import Checkpoint
+from engines.export import export
+from engines.self_test import record
 from tests.conftest import ROOT
+
+
+def built(checkpoint: Path, out: Path) -> Path:
+    """An ONNX artifact as `build all` publishes one."""
+    export(Checkpoint.open(checkpoint), out)
+    record(out)
+    facts = {"name": out.name, "variant": out.name, "stage": "onnx", "stage_version": "1", "key": "k"}
+    Manifest(**facts, files=hash_folder(out)).write(out)
+    return out
 
 
 @dataclass(frozen=True)
@@ -24,9 +37,21 @@ class LiveArm:
 
 
 @contextmanager
-def live_arm(artifact: Path, *options: str, **environment: str) -> Iterator[LiveArm]:
-    """An arm that is ready; killed at the end unless it has ended by itself."""
-    command = [sys.executable, "-m", "serve", "arm", str(artifact), "--port=0", "--threads=1", *options]
+def live_arm(
+    artifact: Path, *options: str, python: Sequence[str] = (), **environment: str
+) -> Iterator[LiveArm]:
+    """An arm that is ready, `python` given options of its own; killed unless it has ended by itself."""
+    command = [
+        sys.executable,
+        *python,
+        "-m",
+        "serve",
+        "arm",
+        str(artifact),
+        "--port=0",
+        "--threads=1",
+        *options,
+    ]
     variables = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
     process = subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True)
     assert process.stderr

@@ -15,24 +15,18 @@ from typing import Any
 import httpx2
 import pytest
 
-from engines.artifact import Manifest, hash_folder
-from engines.checkpoint import Checkpoint
-from engines.export import export
+from engines.artifact import Manifest
+from engines.self_test import FILE, Reference
 from serve.__main__ import main
 from serve.arm import model
-from tests.live_arm import LiveArm, live_arm
+from tests.live_arm import LiveArm, built, live_arm
 
-NEVER_END = {"logit_bias": {"500": -100, "498": -100}, "temperature": 0}
+NEVER_END = {"ignore_eos": True, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
 def artifact(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `build all` publishes one."""
-    out = tmp_path_factory.mktemp("built") / "a-model" / "a-variant"
-    export(Checkpoint.open(micro_checkpoint), out)
-    facts = {"name": "a-variant", "variant": "a-variant", "stage": "onnx", "stage_version": "1", "key": "k"}
-    Manifest(**facts, files=hash_folder(out)).write(out)
-    return out
+    return built(micro_checkpoint, tmp_path_factory.mktemp("built") / "a-model" / "a-variant")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +58,10 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
 def test_start_up_says_what_it_does(arm: LiveArm, artifact: Path) -> None:
     assert arm.log[0].startswith(f"loading {artifact} on the CPU, at most ")
     assert "keys and values (1 slots of 4096 tokens)" in arm.log[0]
-    assert arm.log[1].startswith("self-test passed")
+    reference = Reference.read(artifact)
+    assert reference
+    assert arm.log[1] == f"self-test passed: {reference.tokens} tokens of digest {reference.digest[:19]}"
+    assert reference.tokens > 0
     assert arm.log[2].startswith("ready: a-model at http://127.0.0.1:")
     assert httpx2.get(f"{arm.url}/health").json() == {"status": "ok"}
     assert httpx2.get(f"{arm.url}/ready").status_code == 200
@@ -172,9 +169,7 @@ def test_what_cannot_be_served_is_one_line(
     assert "has no decoder.onnx" in fails(capsys, str(micro_checkpoint))
     assert "device cuda: an arm runs on the CPU" in fails(capsys, str(artifact), "--device=cuda")
     assert "dtype float16" in fails(capsys, str(artifact), "--dtype=float16")
-    assert "context of 5000 tokens: the model has from 2 to 4096" in fails(
-        capsys, str(artifact), "--context=5000"
-    )
+    assert "context of 5000 tokens: expected 256 to 4096" in fails(capsys, str(artifact), "--context=5000")
     assert "--slots is 0" in fails(capsys, str(artifact), "--slots=0")
     assert "cannot be read" in fails(capsys, str(artifact), f"--api-key-file={tmp_path / 'none'}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -193,8 +188,28 @@ def test_a_file_of_another_checkpoint_is_refused(
     assert f"{name} is not the file these weights were built with" in fails(capsys, str(changed))
 
 
+@pytest.mark.parametrize("damaged", ["template", "weights"])
+def test_an_artifact_that_answers_otherwise_is_not_served(
+    artifact: Path, tmp_path: Path, damaged: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an export that no manifest describes."""
+    changed = tmp_path / "changed"
+    shutil.copytree(artifact, changed)
+    (changed / "manifest.json").unlink()
+    if damaged == "template":
+        template = changed / "chat_template.jinja"
+        template.write_text(template.read_text().replace("assistant", "assistent"))
+    else:
+        data = bytearray((changed / "embedding.bin").read_bytes())
+        data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+        (changed / "embedding.bin").write_bytes(data)
+    assert "the self-test failed: an answer of digest sha256:" in fails(capsys, str(changed))
+    (changed / FILE).write_text("{}")
+    assert "holds no tokens and digest" in fails(capsys, str(changed))
+
+
 def test_too_little_memory_names_what_fits(
-    artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(model, "available", lambda: 190_000_000)
     said = fails(capsys, str(artifact), "--context=4096")
@@ -202,4 +217,11 @@ def test_too_little_memory_names_what_fits(
     fitting = int(said.split("--context ")[1].split()[0])
     assert 256 <= fitting < 4096
     monkeypatch.setattr(model, "available", lambda: 100_000_000)
-    assert "fewer --slots or a smaller variant" in fails(capsys, str(artifact))
+    assert "use fewer --slots or a smaller variant" in fails(capsys, str(artifact))
+    shutil.copytree(artifact, tmp_path / "large")
+    with (tmp_path / "large" / "decoder.onnx.data").open("r+b") as file:
+        file.truncate(10**9)
+    shutil.copytree(artifact, tmp_path / "small")
+    monkeypatch.setattr(model, "available", lambda: 10**9)
+    said = fails(capsys, str(tmp_path / "large"))
+    assert said.endswith("smaller variant; small, beside it, fits as it is")

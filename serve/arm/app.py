@@ -11,11 +11,13 @@ from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from engines.config import validation_message
+from serve.arm import page
 from serve.arm.answers import ModelCard, Models, State
 from serve.arm.arm import Arm
 from serve.arm.errors import ApiError
@@ -67,8 +69,18 @@ def build_app(arm: Arm) -> Starlette:
             Route("/ready", ready),
             Route("/metrics", metrics),
             Route("/openapi.json", openapi),
+            *page.routes(),
         ],
-        middleware=[Middleware(Context, arm=arm)],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=arm.settings.origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "x-request-id"],
+                expose_headers=["retry-after", "x-request-id"],
+            ),
+            Middleware(Context, arm=arm),
+        ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error},
     )
 

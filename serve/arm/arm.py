@@ -17,13 +17,15 @@ from serve.arm.model import Model
 
 @dataclass(frozen=True)
 class Settings:
-    """What an arm is started with. queue: sequences that may wait for a slot; seconds: of a whole request."""
+    """What an arm is started with. queue: sequences that may wait for a slot; seconds: of a whole request;
+    origins: of web pages that may ask it, besides its own."""
 
     name: str
     slots: int = 8
     queue: int = 64
     seconds: float = 600.0
     api_key: str | None = None
+    origins: tuple[str, ...] = ()
     variant: str | None = None
     digest: str | None = None
     limits: Limits = field(default_factory=Limits)

@@ -150,7 +150,7 @@ async def begin(arm: Arm, model: Model, request: ChatRequest) -> Chat:
     for number in range(request.n):
         own = replace(base, sampling=replace(base.sampling, seed=base.sampling.seed + number * 2**64))
         held = await asyncio.get_running_loop().run_in_executor(arm.readers, constraint, model, request)
-        eos = processor.config.eos_token_ids
+        eos = () if request.ignore_eos else processor.config.eos_token_ids
         answer = Answer(inputs, vision, own, processor.tokenizer, eos, lambda _: None, held, arrived=arrived)
         output = Output(thinking=opened and not forced, tools=bool(request.offered_tools), forced=forced)
         parts.append(Part(answer, output))

@@ -1,4 +1,4 @@
-"""Temperature and energy of the machine, where it tells them."""
+"""Temperature, power and energy of the machine and its GPUs, where they tell them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engines.device import open_nvml
+
 SYSTEM = Path("/sys/class")
 
 
 class Thermals(Collector):
-    """Linux's thermal zones, and the energy counters of processors (the rate of which is power)."""
+    """Linux's thermal zones and energy counters of processors (whose rate is power); NVIDIA's GPUs."""
 
     def __init__(self, system: Path = SYSTEM) -> None:
         self._system = system
 
     def collect(self) -> Iterator[Metric]:
         """Read anew for every scrape; what is absent or not ours to read is left out."""
+        power = GaugeMetricFamily("arm_device_power_watts", "By GPU.", labels=["gpu"])
         heat = GaugeMetricFamily("arm_device_temperature_celsius", "By thermal zone.", labels=["zone"])
         for zone in sorted(self._system.glob("thermal/thermal_zone*")):
             if (value := _number(zone / "temp")) is not None:
@@ -27,7 +30,13 @@ class Thermals(Collector):
         for domain in sorted(self._system.glob("powercap/*:*")):
             if (value := _number(domain / "energy_uj")) is not None:
                 energy.add_metric([_line(domain / "name") or domain.name], value / 1e6)
-        yield from (heat, energy)
+        if nvml := open_nvml():
+            for index in range(nvml.nvmlDeviceGetCount()):
+                gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+                power.add_metric([str(index)], nvml.nvmlDeviceGetPowerUsage(gpu) / 1000)
+                celsius = nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)
+                heat.add_metric([f"gpu{index}"], celsius)
+        yield from (heat, energy, power)
 
 
 def _line(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,18 +89,29 @@ def choose_context(
 ) -> Forecast:
     """The forecast at `context`, or at the longest that fits up to USUAL; UserError when it does not fit."""
     limit = config.text.max_position_embeddings
-    if context is not None and not 1 < context <= limit:
-        raise UserError(f"a context of {context} tokens: the model has from 2 to {limit}")
+    if context is not None and not SHORTEST <= context <= limit:
+        raise UserError(f"a context of {context} tokens: expected {SHORTEST} to {limit}, which the model has")
     wanted = forecast(directory, config, slots=slots, context=min(context or USUAL, limit))
     fits = min(wanted.longest_context(memory), limit)
     if context is None and SHORTEST <= fits < wanted.context:
         return forecast(directory, config, slots=slots, context=fits)
     if wanted.total > memory:
-        advice = (
-            f"--context {fits} fits" if fits >= SHORTEST else "fewer --slots or a smaller variant may fit"
-        )
+        advice = f"--context {fits} fits" if fits >= SHORTEST else "use fewer --slots or a smaller variant"
+        if smaller := _beside(directory, slots=slots, context=wanted.context, memory=memory):
+            advice = f"{advice}; {smaller}, beside it, fits as it is"
         raise UserError(f"{directory} would take {wanted}; {size(memory)} are available: {advice}")
     return wanted
+
+
+def _beside(directory: Path, *, slots: int, context: int, memory: int) -> str | None:
+    """Name of the largest artifact in the same folder that fits."""
+    totals: dict[str, int] = {}
+    for folder in {path.parent for path in directory.resolve().parent.glob(f"*/{DECODER}")}:
+        with suppress(UserError):  # whatever else lies there
+            found = forecast(folder, ModelConfig.load(folder), slots=slots, context=context)
+            totals[folder.name] = found.total
+    fitting = {name: total for name, total in totals.items() if total <= memory}
+    return max(fitting, key=fitting.__getitem__, default=None)
 
 
 USUAL = 8192

@@ -30,6 +30,8 @@ class Metrics:
         self.prompt_tokens = counter("arm_prompt_tokens", "Tokens of prompts.")
         self.cached_tokens = counter("arm_cached_tokens", "Of these, not computed again.")
         self.output_tokens = counter("arm_output_tokens", "Tokens generated.")
+        self.media = counter("arm_media", "Pictures and videos of prompts.")
+        self.media_remembered = counter("arm_media_remembered", "Of these, not encoded again.")
         self.vision = seconds("arm_vision_seconds", "Encoding a request's media.")
         ProcessCollector(registry=self.registry)
         self.registry.register(Thermals())

@@ -16,10 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.arm.arm import Arm
 from serve.arm.errors import ApiError
+from serve.arm.page import FILES
 
 LOG = logging.getLogger("serve.arm")
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-OPEN = {"/health", "/ready", "/metrics"}  # for those who keep it alive, who have no key
+# For those who keep it alive, who have no key, and for the page that asks its reader for one.
+OPEN = {"/health", "/ready", "/metrics", *FILES}
 LEFT = 499  # nginx's status for a client that did not wait
 
 

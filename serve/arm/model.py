@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from engines.errors import UserError
 from engines.onnx_files import DECODER
 from engines.onnx_session import OnnxSession
 from engines.processor import Processor
+from engines.self_test import LENGTH, Reference, digest, question
 from engines.slots import OnnxSlots, Slots
 from serve.arm.memory import available, choose_context
 from serve.arm.metrics import Metrics
@@ -26,7 +26,6 @@ from serve.arm.sequence import Answer, Rules, Token
 
 # What a tokenizer or template of another checkpoint would silently spoil.
 SIDE_FILES = {".json", ".jinja", ".txt"}
-SELF_TEST = [{"role": "user", "content": "Hello"}]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +36,7 @@ class Model:
     slots: Slots
     scheduler: Scheduler
     defaults: dict[str, Any]
+    reference: Reference | None = None
 
     @cached_property
     def grammar(self) -> Grammar:
@@ -44,12 +44,12 @@ class Model:
         return Grammar(self.processor.tokenizer, self.processor.config)
 
     def self_test(self) -> str:
-        """sha256 of a short greedy answer's tokens; UserError when none comes or logits are no numbers."""
+        """Answer the artifact's own question; returns what can be said of it, UserError when it is wrong."""
         found: SimpleQueue[Token | Exception] = SimpleQueue()
-        inputs = self.processor(SELF_TEST)
+        inputs, reference = question(self.processor), self.reference
+        length = max(1, reference.tokens if reference else LENGTH)
+        rules, eos = Rules(max_tokens=length, logprobs=0), self.processor.config.eos_token_ids
         vision = self.slots.see(inputs)
-        rules = Rules(max_tokens=8, logprobs=0)
-        eos = self.processor.config.eos_token_ids
         self.scheduler.submit(Answer(inputs, vision, rules, self.processor.tokenizer, eos, found.put))
         tokens: list[int] = []
         while True:
@@ -60,7 +60,17 @@ class Model:
                 raise UserError("the self-test failed: the logits are no numbers; build the artifact again")
             tokens.append(token.token_id)
             if token.finish_reason:
-                return hashlib.sha256(repr(tokens).encode()).hexdigest()
+                break
+        if reference is None:
+            return "self-test: it answers; there is no reference answer to compare with"
+        answered = digest(inputs, tokens[: reference.tokens])
+        if answered != reference.digest:
+            raise UserError(
+                f"the self-test failed: an answer of digest {answered[:19]}, expected "
+                f"{reference.digest[:19]}: weights, tokenizer and template do not belong together; build the "
+                "artifact again"
+            )
+        return f"self-test passed: {reference.tokens} tokens of digest {answered[:19]}"
 
 
 def load(
@@ -89,7 +99,7 @@ def load(
     rows = OnnxSlots(OnnxSession(directory, threads=threads), slots, found.context)
     scheduler = Scheduler(rows, metrics)
     scheduler.start()
-    return Model(processor, rows, scheduler, sampling_defaults(directory))
+    return Model(processor, rows, scheduler, sampling_defaults(directory), Reference.read(directory))
 
 
 def read_manifest(directory: Path) -> Manifest | None:

@@ -36,5 +36,12 @@ def add_options(arm: argparse.ArgumentParser) -> None:
     )
     arm.add_argument("--api-key-file", type=Path, metavar="FILE", help="refuse who does not send its key")
     arm.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages from there ask it, as http://127.0.0.1:8081; may be repeated",
+    )
+    arm.add_argument(
         "--allow-private-urls", action="store_true", help="fetch media from private addresses too"
     )

@@ -41,6 +41,8 @@ async def prepare(arm: Arm, model: Model, request: ChatRequest) -> tuple[Inputs,
     start = time.perf_counter()
     vision = await loop.run_in_executor(arm.eyes, model.slots.see, inputs)
     arm.metrics.vision.observe(time.perf_counter() - start)
+    arm.metrics.media.inc(len(inputs.media))
+    arm.metrics.media_remembered.inc(vision.remembered)
     return inputs, vision
 
 

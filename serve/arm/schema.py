@@ -149,6 +149,7 @@ class ChatRequest(Strict):
     )
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    ignore_eos: bool = Field(False, description="Answer on to the limit; for measuring.")
     parallel_tool_calls: bool = Field(True, description="Accepted; the model decides.")
     # Facts about the caller that change no answer.
     user: str | None = None

@@ -64,10 +64,9 @@ async def _serve(server: Server, arm: Arm, options: argparse.Namespace, listener
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         model = await asyncio.to_thread(_load, options, arm)
-        answer = await asyncio.to_thread(model.self_test)
+        tell(await asyncio.to_thread(model.self_test))
         arm.model = model
         host, port = listener.getsockname()[:2]
-        tell(f"self-test passed, answer sha256 {answer[:12]}")
         tell(f"ready: {arm.settings.name} at http://{f'[{host}]' if ':' in host else host}:{port}")
         await serving
     finally:
@@ -105,6 +104,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         queue=options.queue,
         seconds=options.timeout,
         api_key=_read_key(options.api_key_file),
+        origins=tuple(options.allow_origin),
         variant=manifest.variant if manifest else None,
         digest=manifest.digest if manifest else None,
         limits=Limits(max_file_bytes=options.max_file_size, allow_private=options.allow_private_urls),

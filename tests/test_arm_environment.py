@@ -1,0 +1,54 @@
+"""requirements/serve.txt is all that an arm needs, and it is small."""
+
+from __future__ import annotations
+
+from importlib.metadata import distribution
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.conftest import ROOT
+from tests.live_arm import built, live_arm
+
+LIMIT = 400_000_000
+
+
+@pytest.fixture(scope="module")
+def names() -> list[str]:
+    lines = (ROOT / "requirements" / "serve.txt").read_text().splitlines()
+    return [line.partition("==")[0] for line in lines if not line.startswith("#")]
+
+
+def installed(name: str) -> list[Path]:
+    """Every file of a distribution, compiled ones too."""
+    return [found for file in distribution(name).files or () if (found := Path(str(file.locate()))).is_file()]
+
+
+def test_it_is_small(names: list[str]) -> None:
+    sizes = {name: sum(path.stat().st_size for path in installed(name)) for name in names}
+    total = sum(sizes.values())
+    print(f"{total / 1e6:.0f} MB", sorted(sizes.items(), key=lambda pair: -pair[1])[:5])
+    assert 50e6 < total <= LIMIT
+
+
+def test_an_arm_runs_on_it_alone(names: list[str], micro_checkpoint: Path, tmp_path: Path) -> None:
+    """Python without its site-packages, but for links to what the lock names."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in names:
+        site = Path(str(distribution(name).locate_file("")))
+        for top in {path.relative_to(site).parts[0] for path in installed(name) if path.is_relative_to(site)}:
+            link = packages / top
+            if not link.exists() and top != "__pycache__":
+                link.symlink_to(site / top)
+    artifact = built(micro_checkpoint, tmp_path / "arm")
+    body = {
+        "messages": [{"role": "user", "content": "Code of Zafolo?"}],
+        "response_format": {"type": "json_object"},
+    }
+    with live_arm(artifact, python=("-S",), PYTHONPATH=str(packages)) as arm:
+        found = httpx2.post(f"{arm.url}/v1/chat/completions", json=body | {"max_tokens": 5}, timeout=30)
+        assert found.status_code == 200
+        assert httpx2.get(arm.url).status_code == 200
+        assert "torch" not in Path(f"/proc/{arm.process.pid}/maps").read_text()

@@ -1,0 +1,101 @@
+"""Clients that load a server count what they see, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from bench.__main__ import main
+from bench.load import Load, run
+
+CHUNKS: list[dict[str, Any]] = [
+    {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
+    *({"choices": [{"delta": {"content": word}}]} for word in ("a", "b", "c")),
+    {"choices": [], "usage": {"completion_tokens": 3}},
+]
+ERROR = {"error": {"message": "the model failed"}}
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers the requests in the ways named by `script`, the last one forever."""
+
+    script: list[str]
+    seen: list[dict[str, Any]]
+
+    def do_GET(self) -> None:
+        metrics = b"process_resident_memory_bytes 2.5e+08\n"
+        self._send(200, metrics if self.path == "/metrics" else b'{"data": [{"id": "some"}]}')
+
+    def do_POST(self) -> None:
+        self.seen.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        way = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if way == "full":
+            return self._send(429, b"{}")
+        if way == "broken":
+            return self._send(500, b"oh")
+        events = [*CHUNKS[:2], ERROR] if way == "error" else CHUNKS[:3] if way == "cut" else CHUNKS
+        lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        return self._send(200, (lines + ("data: [DONE]\n\n" if way == "good" else "")).encode())
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.send_header("retry-after", "0")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def serving(*script: str) -> Iterator[str]:
+    Server.script, Server.seen = list(script), []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_what_was_seen_is_counted() -> None:
+    with serving("full", "good") as url:
+        tally = run(Load(url, seconds=0.3, output_tokens=3, images=0.5, image_size=32), clients=2)
+    answered = tally.requests - tally.turned_away
+    assert tally.turned_away == 1
+    assert (tally.tokens, len(tally.ttft_ms), len(tally.gaps_ms)) == (3 * answered, answered, 2 * answered)
+    assert not tally.errors
+    assert tally.memory[-1] == 250_000_000
+    assert all(body["model"] == "some" and body["max_tokens"] == 3 for body in Server.seen)
+    pictures = [body["messages"][0]["content"][0]["type"] == "image_url" for body in Server.seen]
+    assert 0 < sum(pictures) < len(pictures)
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [("broken", "status 500: oh"), ("error", "the model failed"), ("cut", "a stream ended before [DONE]")],
+)
+def test_errors_fail_the_command(way: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(way, "good") as url:
+        command = ["load", url, "--clients", "1", "2", "--seconds=1", "--images=0", "--json"]
+        assert main(command) == 1
+    said = capsys.readouterr()
+    assert f"1 clients, 1 times: {message}" in said.err
+    first, second = json.loads(said.out.splitlines()[-1])["rounds"]
+    assert (first["errors"], second["errors"]) == ({message: 1}, {})
+    assert second["output_tokens_per_s"] > 0
+
+
+def test_nobody_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["load", "http://127.0.0.1:9", "--seconds=1"]) == 1
+    assert "does not tell its models (ConnectionRefusedError)" in capsys.readouterr().err
