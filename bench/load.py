@@ -93,7 +93,7 @@ class Tally:
 
 
 def run(load: Load, clients: int) -> Tally:
-    """`clients` at once, for so many seconds; requests under way at the end are finished."""
+    """`clients` at once, for so many seconds; each asks once or more, and what it has begun is finished."""
     model = _model(load)
     tallies = [Tally() for _ in range(clients)]
     start = time.perf_counter()
@@ -105,11 +105,11 @@ def run(load: Load, clients: int) -> Tally:
         thread.start()
     whole = Tally()
     while any(thread.is_alive() for thread in threads):
-        if (size := _memory(load)) is not None:
-            whole.memory.append(size)
+        whole.memory += _memory(load)
         for thread in threads:
             thread.join(timeout=load.seconds / 20 / clients)
     whole.seconds = time.perf_counter() - start
+    whole.memory += _memory(load)
     for tally in tallies:
         whole.add(tally)
     return whole
@@ -117,7 +117,7 @@ def run(load: Load, clients: int) -> Tally:
 
 def _client(load: Load, model: str, number: int, end: float, tally: Tally) -> None:
     random = np.random.default_rng([load.seed, number])
-    while time.perf_counter() < end:
+    while tally.requests == 0 or time.perf_counter() < end:
         tally.requests += 1
         try:
             _ask(load, _body(load, model, random), tally)
@@ -184,12 +184,12 @@ def _model(load: Load) -> str:
         ) from None
 
 
-def _memory(load: Load) -> int | None:
+def _memory(load: Load) -> list[int]:
     """Resident bytes of the server, where it tells."""
     with _request(load, "GET", "/metrics") as response:
         lines = response.read().decode(errors="replace").splitlines()
     found = [line.split()[-1] for line in lines if line.startswith("process_resident_memory_bytes ")]
-    return int(float(found[0])) if found else None
+    return [int(float(value)) for value in found]
 
 
 def _body(load: Load, model: str, random: np.random.Generator) -> bytes:

@@ -19,7 +19,7 @@ from PIL import Image
 from serve.arm.errors import ApiError
 from serve.arm.media import Limits, load, read_images, video_files
 
-LIMITS = Limits(max_file_bytes=100_000, max_pixels=10_000, max_frames=20)
+LIMITS = Limits(max_file_bytes=100_000, max_pixels=10_000, max_frames=20, max_video_pixels=50_000)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -171,6 +171,7 @@ def test_videos_are_files_for_a_while(tmp_path: Path) -> None:
         (lambda path: video(path / "a.mp4", frames=21), "21 frames of 64 x 48"),
         (lambda path: video(path / "a.mkv", frames=21), "21 frames of 64 x 48"),
         (lambda path: video(path / "a.mp4", frames=2, size=(128, 96)), "128 x 96"),
+        (lambda path: video(path / "a.mp4", frames=17), "17 frames of 64 x 48"),
     ],
 )
 def test_bad_videos_are_refused(tmp_path: Path, make: Callable[[Path], bytes], message: str) -> None:

@@ -205,6 +205,24 @@ def test_an_answers_own_error_leaves_the_others(submit: Submit, processor: Proce
     assert len(fine.rest()) == 50
 
 
+def test_a_prompt_that_cannot_be_computed_leaves_the_others(
+    submit: Submit, slots: Recording, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, fine = submit(prompt(processor, "BORA?"), eos=False, max_tokens=100)
+    fine.queue.get(timeout=20)
+
+    def prefill(slot: Slot, limit: int) -> Any:
+        raise UserError("too many patches")
+
+    monkeypatch.setattr(slots, "prefill", prefill)
+    _, heard = submit(prompt(processor, "BORA?"), max_tokens=9)
+    with pytest.raises(UserError, match="too many patches"):
+        heard.rest()
+    monkeypatch.undo()
+    assert len(fine.rest()) == 99
+    assert submit(prompt(processor, "BORA?"), max_tokens=9)[1].rest()
+
+
 def test_logprobs_are_the_models_own(submit: Submit, session: OnnxSession, processor: Processor) -> None:
     inputs = prompt(processor, "Code of Zafolo?")
     logits = session.prefill([inputs], capacity=100)[0][0, -1].astype(np.float64)

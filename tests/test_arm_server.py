@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -164,10 +165,16 @@ def fails(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 
 def test_what_cannot_be_served_is_one_line(
-    artifact: Path, micro_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    artifact: Path,
+    micro_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert "has no decoder.onnx" in fails(capsys, str(micro_checkpoint))
-    assert "device cuda: an arm runs on the CPU" in fails(capsys, str(artifact), "--device=cuda")
+    assert "config.json" in fails(capsys, str(tmp_path))
+    monkeypatch.setitem(sys.modules, "engines.reference", None)
+    assert "not installed: serve an ONNX variant" in fails(capsys, str(micro_checkpoint))
+    assert "device cuda: expected cpu or auto" in fails(capsys, str(artifact), "--device=cuda")
     assert "dtype float16" in fails(capsys, str(artifact), "--dtype=float16")
     assert "context of 5000 tokens: expected 256 to 4096" in fails(capsys, str(artifact), "--context=5000")
     assert "--slots is 0" in fails(capsys, str(artifact), "--slots=0")

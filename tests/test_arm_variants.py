@@ -57,12 +57,14 @@ def counted(arm: LiveArm, name: str) -> float:
     return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
 
-@pytest.mark.parametrize("kind", ["16 bits", "4 bits", "8-bit cache", "standard operators"])
+@pytest.mark.parametrize("kind", ["16 bits", "4 bits", "8-bit cache", "standard operators", "checkpoint"])
 def test_greedy_answers_are_those_of_engines_run(
     kind: str, micro_checkpoint: Path, media: list[Path], tmp_path: Path
 ) -> None:
     out, checkpoint = tmp_path / "out", Checkpoint.open(micro_checkpoint)
-    if kind == "standard operators":
+    if kind == "checkpoint":
+        out = micro_checkpoint
+    elif kind == "standard operators":
         export_standard(checkpoint, out)
     elif kind == "4 bits":
         export(Checkpoint.open(write_int4_pair(micro_checkpoint, tmp_path)[0]), out)
@@ -77,7 +79,8 @@ def test_greedy_answers_are_those_of_engines_run(
     with live_arm(out, "--context=512") as arm:
         for _ in range(2):  # again, from what is remembered
             assert ask(arm, content)["content"] == json.loads(ran.stdout)["text"]
-        assert (counted(arm, "arm_media_total"), counted(arm, "arm_media_remembered_total")) == (4, 2)
+        assert counted(arm, "arm_media_total") == 4
+        assert counted(arm, "arm_media_remembered_total") == (0 if kind == "checkpoint" else 2)
 
 
 def test_thoughts_come_apart_from_the_answer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -9,10 +11,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bench.__main__ import main
-from bench.load import Load, run
+from bench.load import PICTURES, Load, _body, run
 
 CHUNKS: list[dict[str, Any]] = [
     {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
@@ -77,8 +81,16 @@ def test_what_was_seen_is_counted() -> None:
     assert not tally.errors
     assert tally.memory[-1] == 250_000_000
     assert all(body["model"] == "some" and body["max_tokens"] == 3 for body in Server.seen)
-    pictures = [body["messages"][0]["content"][0]["type"] == "image_url" for body in Server.seen]
-    assert 0 < sum(pictures) < len(pictures)
+
+
+def test_some_requests_show_pictures() -> None:
+    load, random = Load("http://127.0.0.1:9", images=0.5, image_size=32), np.random.default_rng(0)
+    contents = [json.loads(_body(load, "some", random))["messages"][0]["content"] for _ in range(60)]
+    pictures = [content[0]["image_url"]["url"] for content in contents if content[0]["type"] == "image_url"]
+    assert 15 < len(pictures) < 45
+    assert 1 < len(set(pictures)) <= PICTURES
+    data = base64.b64decode(pictures[0].partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (32, 32)
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,12 @@ CONTAINERS = ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (8, b"AVI "))
 @dataclass(frozen=True)
 class Limits:
     """max_pixels: of all pictures of a request together, and of one video frame. max_frames: of a video as it
-    is stored. seconds: of fetching one URL."""
+    is stored. max_video_pixels: of all its frames. seconds: of fetching one URL."""
 
     max_file_bytes: int = 20_000_000
     max_pixels: int = 64_000_000
     max_frames: int = 7200
+    max_video_pixels: int = 15_000_000_000  # so many frames of 1920 x 1080
     max_media: int = 64
     seconds: float = 10.0
     allow_private: bool = False
@@ -115,8 +116,9 @@ def _check_video(path: Path, limits: Limits) -> None:
             frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
     except av.FFmpegError as error:
         raise refused(f"a video cannot be read: {error.strerror}") from None
-    if width * height > limits.max_pixels or frames > limits.max_frames:
+    pixels = width * height
+    if pixels > limits.max_pixels or frames > limits.max_frames or pixels * frames > limits.max_video_pixels:
         raise refused(
             f"a video of {frames} frames of {width} x {height} pixels: at most {limits.max_frames} frames "
-            f"of {limits.max_pixels} pixels are accepted"
+            f"of {limits.max_pixels} pixels, {limits.max_video_pixels} in all, are accepted"
         )

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.config import ModelConfig
+from engines.engine_files import ENGINE_FACTS, EngineFacts
 from engines.errors import UserError
 from engines.onnx_files import DECODER, EMBEDDING, VISION
 from serve.arm.scheduler import CHUNK
 
 PROCESS = 140_000_000  # interpreter, libraries and web server
+TRANSFORMERS = 450_000_000  # it and torch
 PACKED = 0.3  # share of 4- and 8-bit weights that onnxruntime holds once more, in its own order
 IMAGE_PATCHES = 28 * 28  # of one 448 x 448 picture; a larger one takes more while it is looked at
 
@@ -45,23 +47,26 @@ class Forecast:
 
 
 def forecast(directory: Path, config: ModelConfig, *, slots: int, context: int) -> Forecast:
-    """Of an ONNX artifact on a CPU; UserError when a file is missing."""
+    """Of a variant, as if on a CPU; UserError when a file is missing."""
+    text, vision = config.text, config.vision
+    values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    working = 4 * min(context, CHUNK) * (3 * text.intermediate_size + 6 * text.hidden_size)
+    working += 4 * IMAGE_PATCHES * (2 * vision.intermediate_size + 6 * vision.hidden_size + IMAGE_PATCHES)
+    if not (directory / DECODER).exists():
+        weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+        return Forecast(weights, TRANSFORMERS + working, 4 * values, slots, context)
     try:
         graph = (directory / DECODER).read_bytes()
         bytes_of = {name: (directory / name).stat().st_size for name in (DECODER, VISION, EMBEDDING)}
-        for name in (DECODER, VISION):
-            bytes_of[name] += (directory / f"{name}.data").stat().st_size
+        for name in (DECODER, VISION):  # with its .data, or .engine
+            bytes_of[name] = sum(path.stat().st_size for path in directory.glob(f"{Path(name).stem}.*"))
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: export the checkpoint again") from None
-    text, vision = config.text, config.vision
     weights = bytes_of[DECODER] + bytes_of[VISION]
     if b"MatMulNBits" in graph:  # few of the embedding's rows are read
         weights += int(PACKED * weights)
     else:  # the head reads all of them, widened to fp32
         weights += bytes_of[EMBEDDING] + 4 * text.vocab_size * text.hidden_size
-    working = 4 * min(context, CHUNK) * (3 * text.intermediate_size + 6 * text.hidden_size)
-    working += 4 * IMAGE_PATCHES * (2 * vision.intermediate_size + 6 * vision.hidden_size + IMAGE_PATCHES)
-    values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     per_token = values * (1 if b"kv_cache_bit_width" in graph else 4)
     return Forecast(weights, working, per_token, slots, context)
 
@@ -89,6 +94,8 @@ def choose_context(
 ) -> Forecast:
     """The forecast at `context`, or at the longest that fits up to USUAL; UserError when it does not fit."""
     limit = config.text.max_position_embeddings
+    if (directory / ENGINE_FACTS).exists():
+        limit = EngineFacts.read(directory).context
     if context is not None and not SHORTEST <= context <= limit:
         raise UserError(f"a context of {context} tokens: expected {SHORTEST} to {limit}, which the model has")
     wanted = forecast(directory, config, slots=slots, context=min(context or USUAL, limit))

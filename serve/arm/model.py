@@ -13,11 +13,14 @@ from typing import Any
 from engines.artifact import MANIFEST, Manifest, hash_file
 from engines.config import ModelConfig, read_json
 from engines.constraint import Grammar
+from engines.engine_files import ENGINE_FACTS
 from engines.errors import UserError
+from engines.one_slot import OneSlot
 from engines.onnx_files import DECODER
 from engines.onnx_session import OnnxSession
 from engines.processor import Processor
 from engines.self_test import LENGTH, Reference, digest, question
+from engines.session import open_session
 from engines.slots import OnnxSlots, Slots
 from serve.arm.memory import available, choose_context
 from serve.arm.metrics import Metrics
@@ -82,24 +85,40 @@ def load(
     threads: int | None,
     tell: Callable[[str], object],
 ) -> Model:
-    """Open an ONNX artifact and start its scheduler.
+    """Open a variant and start its scheduler.
 
     Raises UserError, before anything large is read, when side files do not belong to it or memory is short.
     """
-    if not (directory / DECODER).is_file():
-        raise UserError(
-            f"{directory} has no {DECODER}: an arm serves ONNX artifacts; make one with "
-            "`python -m engines export`"
-        )
     check_side_files(directory)
     config = ModelConfig.load(directory)
     processor = Processor.load(directory)
     found = choose_context(directory, config, slots=slots, context=context, memory=available())
-    tell(f"loading {directory} on the CPU, at most {found}")
-    rows = OnnxSlots(OnnxSession(directory, threads=threads), slots, found.context)
+    tell(f"loading {directory} on the {_device(directory)}, at most {found}")
+    rows = _open(directory, slots, found.context, threads)
     scheduler = Scheduler(rows, metrics)
     scheduler.start()
     return Model(processor, rows, scheduler, sampling_defaults(directory), Reference.read(directory))
+
+
+def one_at_a_time(directory: Path) -> bool:
+    """Whether a variant answers one request after the other: a checkpoint does, and engines of a GPU."""
+    return not (directory / DECODER).is_file() or (directory / ENGINE_FACTS).is_file()
+
+
+def _device(directory: Path) -> str:
+    return "GPU" if (directory / ENGINE_FACTS).is_file() else "CPU"
+
+
+def _open(directory: Path, slots: int, context: int, threads: int | None) -> Slots:
+    if not one_at_a_time(directory):
+        return OnnxSlots(OnnxSession(directory, threads=threads), slots, context)
+    try:
+        return OneSlot(open_session(directory, threads=threads), context)
+    except ImportError as error:
+        raise UserError(
+            f"{directory} is run by {error.name}, which is not installed: serve an ONNX variant, or install "
+            "requirements/dev.txt"
+        ) from None
 
 
 def read_manifest(directory: Path) -> Manifest | None:

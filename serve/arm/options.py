@@ -10,7 +10,7 @@ from pathlib import Path
 def add_options(arm: argparse.ArgumentParser) -> None:
     """Options of an arm; a container sets some of them by environment variables."""
     env = os.environ.get
-    arm.add_argument("artifact", type=Path, help="folder of an ONNX artifact")
+    arm.add_argument("artifact", type=Path, help="folder of a variant: ONNX artifact, checkpoint or engines")
     arm.add_argument("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1")
     arm.add_argument(
         "--port", type=int, default=env("PORT", "8080"), help="0 takes a free one; default $PORT or 8080"

@@ -98,7 +98,13 @@ class Scheduler:
         slot, answer = self._filling
         limit = max(SMALLEST, int(self._tokens_per_second * STALL)) if self._running else CHUNK
         before, start = slot.length, time.perf_counter()
-        logits = self._slots.prefill(slot, min(limit, CHUNK))
+        try:
+            logits = self._slots.prefill(slot, min(limit, CHUNK))
+        except UserError as error:  # this prompt's own: the others go on
+            self._slots.close(slot)
+            self._filling = None
+            answer.emit(error)
+            return
         rate = (slot.length - before) / (time.perf_counter() - start)
         self._tokens_per_second += 0.3 * (rate - self._tokens_per_second)
         if logits is not None:

@@ -16,7 +16,7 @@ from engines.errors import UserError
 from serve.arm.app import build_app
 from serve.arm.arm import Arm, Settings
 from serve.arm.media import Limits
-from serve.arm.model import Model, load, read_manifest
+from serve.arm.model import Model, load, one_at_a_time, read_manifest
 
 
 def run(options: argparse.Namespace) -> None:
@@ -79,7 +79,7 @@ def _load(options: argparse.Namespace, arm: Arm) -> Model:
     return load(
         options.artifact,
         arm.metrics,
-        slots=options.slots,
+        slots=arm.settings.slots,
         context=options.context,
         threads=options.threads,
         tell=tell,
@@ -88,7 +88,7 @@ def _load(options: argparse.Namespace, arm: Arm) -> Model:
 
 def _settings(options: argparse.Namespace) -> Settings:
     if options.device not in ("auto", "cpu"):
-        raise UserError(f"device {options.device}: an arm runs on the CPU; use --device cpu")
+        raise UserError(f"device {options.device}: expected cpu or auto; engines bring their own GPU")
     if options.dtype != "auto":
         raise UserError(f"dtype {options.dtype}: an ONNX artifact has its own; use --dtype auto")
     for name in ("slots", "queue", "max_file_size", "timeout"):
@@ -100,7 +100,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     usual = folder.parent.name if manifest and manifest.variant else folder.name
     return Settings(
         name=options.model_name or usual,
-        slots=options.slots,
+        slots=1 if one_at_a_time(folder) else options.slots,
         queue=options.queue,
         seconds=options.timeout,
         api_key=_read_key(options.api_key_file),
