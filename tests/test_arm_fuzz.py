@@ -53,7 +53,7 @@ def arm(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield running
         assert running.process.poll() is None
         assert httpx2.get(f"{running.url}/ready").status_code == 200
-        assert not list(scratch.iterdir())
+        assert not list(scratch.glob("arm-*"))
 
 
 def vitals(arm: LiveArm) -> dict[str, float]:
@@ -95,10 +95,10 @@ def picture(random: np.random.Generator) -> bytes:
     stream = io.BytesIO()
     (image.convert("I") if mode == "I;16" else image).convert(mode).save(stream, kind)
     data = bytearray(stream.getvalue())
-    if random.random() < 0.7:
+    if random.random() < 0.4:
         for at in random.integers(0, len(data), random.integers(1, 9)):
             data[at] = random.integers(256)
-    return bytes(data[: random.integers(1, len(data))] if random.random() < 0.2 else data)
+    return bytes(data[: random.integers(1, len(data))] if random.random() < 0.1 else data)
 
 
 ODD: list[Any] = [
@@ -136,7 +136,7 @@ ODD: list[Any] = [
 
 def base(random: np.random.Generator) -> dict[str, Any]:
     """A request that uses much of the API."""
-    kind = ["image_url", "image_url", "video_url"][random.integers(3)]
+    kind = "image_url" if random.random() < 0.9 else "video_url"
     data = base64.b64encode(picture(random)).decode()
     media = {"type": kind, kind: {"url": f"data:image/png;base64,{data}"}}
     function = {"name": "zoom", "parameters": {"type": "object", "properties": {"by": {"type": "integer"}}}}
@@ -190,7 +190,7 @@ def mutated(value: Any, random: np.random.Generator) -> Any:
 
 def body(random: np.random.Generator) -> bytes:
     request = base(random)
-    for _ in range(random.integers(0, 3)):
+    for _ in range([0, 0, 1, 2][random.integers(4)]):
         request = mutated(request, random)
     data = bytearray(json.dumps(request).encode())
     if random.random() < 0.1:

@@ -16,6 +16,22 @@ READ: tuple[type[BaseModel], ...] = (ChatRequest, VisionForm)
 WRITTEN: tuple[type[BaseModel], ...] = (ChatCompletion, ChatCompletionChunk, Models, State, ErrorBody)
 ANSWER_ERRORS = (400, 401, 404, 413, 429, 500, 503, 504)
 
+# Each server-sent event of an answer with "stream": true.
+DATA = {
+    "type": "string",
+    "contentMediaType": "application/json",
+    "contentSchema": {
+        "anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ChatCompletionChunk", "ErrorBody")]
+    },
+}
+EVENT = {
+    "schema": {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, DATA]}},
+    }
+}
+
 
 def document() -> dict[str, Any]:
     """OpenAPI 3.1."""
@@ -58,7 +74,7 @@ def _responses(ok: dict[str, Any], errors: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _answering(summary: str, content: dict[str, Any]) -> dict[str, Any]:
-    ok = {"application/json": _ref("ChatCompletion"), "text/event-stream": _ref("ChatCompletionChunk")}
+    ok = {"application/json": _ref("ChatCompletion"), "text/event-stream": EVENT}
     body = {"required": True, "content": content}
     return {"summary": summary, "requestBody": body, "responses": _responses(ok, ANSWER_ERRORS)}
 

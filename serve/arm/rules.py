@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def thinking(model: Model, inputs: Inputs) -> bool:
     """Whether the template has opened the answer's thoughts, as that of a Thinking checkpoint does."""
-    end = model.processor.decode(inputs.input_ids[-4:], skip_special_tokens=False)
+    end = model.processor.decode(inputs.input_ids[-16:], skip_special_tokens=False)
     return end.rstrip().endswith(THINK)
 
 
