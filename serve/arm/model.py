@@ -83,6 +83,7 @@ def load(
     slots: int,
     context: int | None,
     threads: int | None,
+    device: str,
     tell: Callable[[str], object],
 ) -> Model:
     """Open a variant and start its scheduler.
@@ -93,8 +94,9 @@ def load(
     config = ModelConfig.load(directory)
     processor = Processor.load(directory)
     found = choose_context(directory, config, slots=slots, context=context, memory=available())
-    tell(f"loading {directory} on the {_device(directory)}, at most {found}")
-    rows = _open(directory, slots, found.context, threads)
+    where = "GPU" if device != "cpu" or (directory / ENGINE_FACTS).is_file() else "CPU"
+    tell(f"loading {directory} on the {where}, at most {found}")
+    rows = _open(directory, slots, found.context, threads, device)
     scheduler = Scheduler(rows, metrics)
     scheduler.start()
     return Model(processor, rows, scheduler, sampling_defaults(directory), Reference.read(directory))
@@ -105,15 +107,11 @@ def one_at_a_time(directory: Path) -> bool:
     return not (directory / DECODER).is_file() or (directory / ENGINE_FACTS).is_file()
 
 
-def _device(directory: Path) -> str:
-    return "GPU" if (directory / ENGINE_FACTS).is_file() else "CPU"
-
-
-def _open(directory: Path, slots: int, context: int, threads: int | None) -> Slots:
+def _open(directory: Path, slots: int, context: int, threads: int | None, device: str) -> Slots:
     if not one_at_a_time(directory):
         return OnnxSlots(OnnxSession(directory, threads=threads), slots, context)
     try:
-        return OneSlot(open_session(directory, threads=threads), context)
+        return OneSlot(open_session(directory, threads=threads, device=device), context)
     except ImportError as error:
         raise UserError(
             f"{directory} is run by {error.name}, which is not installed: serve an ONNX variant, or install "

@@ -18,7 +18,7 @@ def add_options(arm: argparse.ArgumentParser) -> None:
     arm.add_argument(
         "--model-name", metavar="NAME", default=env("MODEL_NAME"), help="as clients call it ($MODEL_NAME)"
     )
-    arm.add_argument("--device", default=env("DEVICE", "cpu"), help="cpu ($DEVICE)")
+    arm.add_argument("--device", default=env("DEVICE", "cpu"), help="cpu, or cuda for a checkpoint ($DEVICE)")
     arm.add_argument("--dtype", default=env("DTYPE", "auto"), help="auto: the artifact's own ($DTYPE)")
     arm.add_argument("--slots", type=int, default=8, metavar="N", help="sequences at once; default 8")
     arm.add_argument("--context", type=int, metavar="N", help="tokens of each; default as fits, at most 8192")

@@ -39,7 +39,10 @@ async def prepare(arm: Arm, model: Model, request: ChatRequest) -> tuple[Inputs,
     if not inputs.media:
         return inputs, model.slots.see(inputs)
     start = time.perf_counter()
-    vision = await loop.run_in_executor(arm.eyes, model.slots.see, inputs)
+    try:
+        vision = await loop.run_in_executor(arm.eyes, model.slots.see, inputs)
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages") from None
     arm.metrics.vision.observe(time.perf_counter() - start)
     arm.metrics.media.inc(len(inputs.media))
     arm.metrics.media_remembered.inc(vision.remembered)

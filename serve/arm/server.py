@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 
 from engines.errors import UserError
+from engines.onnx_files import DECODER
 from serve.arm.app import build_app
 from serve.arm.arm import Arm, Settings
 from serve.arm.media import Limits
@@ -82,13 +83,17 @@ def _load(options: argparse.Namespace, arm: Arm) -> Model:
         slots=arm.settings.slots,
         context=options.context,
         threads=options.threads,
+        device=options.device if options.device == "cuda" else "cpu",
         tell=tell,
     )
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    if options.device not in ("auto", "cpu"):
-        raise UserError(f"device {options.device}: expected cpu or auto; engines bring their own GPU")
+    onnx = (options.artifact / DECODER).is_file()
+    if options.device not in ("auto", "cpu", *(() if onnx else ("cuda",))):
+        raise UserError(
+            f"device {options.device}: expected {'cpu; engines bring their GPU' if onnx else 'cpu or cuda'}"
+        )
     if options.dtype != "auto":
         raise UserError(f"dtype {options.dtype}: an ONNX artifact has its own; use --dtype auto")
     for name in ("slots", "queue", "max_file_size", "timeout"):
