@@ -107,7 +107,7 @@ def run(load: Load, clients: int) -> Tally:
     while any(thread.is_alive() for thread in threads):
         whole.memory += _memory(load)
         for thread in threads:
-            thread.join(timeout=load.seconds / 20 / clients)
+            thread.join(timeout=max(0.1, load.seconds / 20) / clients)
     whole.seconds = time.perf_counter() - start
     whole.memory += _memory(load)
     for tally in tallies:

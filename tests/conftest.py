@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=int, default=60, help="hostile requests of each kind to make up")
+    parser.addoption("--fuzz", type=int, default=20, help="hostile requests of each kind to make up")
 
 
 @pytest.fixture(scope="session")
