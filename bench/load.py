@@ -186,8 +186,11 @@ def _model(load: Load) -> str:
 
 def _memory(load: Load) -> list[int]:
     """Resident bytes of the server, where it tells."""
-    with _request(load, "GET", "/metrics") as response:
-        lines = response.read().decode(errors="replace").splitlines()
+    try:
+        with _request(load, "GET", "/metrics") as response:
+            lines = response.read().decode(errors="replace").splitlines()
+    except (OSError, HTTPException):  # a busy server: the next look will do
+        return []
     found = [line.split()[-1] for line in lines if line.startswith("process_resident_memory_bytes ")]
     return [int(float(value)) for value in found]
 
