@@ -15,6 +15,7 @@ from serve.arm.scheduler import CHUNK
 PROCESS = 140_000_000  # interpreter, libraries and web server
 TRANSFORMERS = 450_000_000  # it and torch
 PACKED = 0.3  # share of 4- and 8-bit weights that onnxruntime holds once more, in its own order
+HEAD_ROWS = 8192  # of a 16-bit head, widened at a time
 IMAGE_PATCHES = 28 * 28  # of one 448 x 448 picture; a larger one takes more while it is looked at
 
 
@@ -65,8 +66,9 @@ def forecast(directory: Path, config: ModelConfig, *, slots: int, context: int) 
     weights = bytes_of[DECODER] + bytes_of[VISION]
     if b"MatMulNBits" in graph:  # few of the embedding's rows are read
         weights += int(PACKED * weights)
-    else:  # the head reads all of them, widened to fp32
-        weights += bytes_of[EMBEDDING] + 4 * text.vocab_size * text.hidden_size
+    else:  # the head reads all of them; weights are widened to fp32 where they are used, it in slices
+        widened = min(text.vocab_size, HEAD_ROWS) + text.intermediate_size
+        weights += bytes_of[EMBEDDING] + 4 * widened * text.hidden_size
     per_token = values * (1 if b"kv_cache_bit_width" in graph else 4)
     return Forecast(weights, working, per_token, slots, context)
 
