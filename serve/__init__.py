@@ -1,0 +1,1 @@
+"""Variants under traffic: arms, and the router that shares requests among them."""

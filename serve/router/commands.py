@@ -1,0 +1,92 @@
+"""The router's part of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+TARGETS = ("nginx", "haproxy", "envoy", "gateway-api")
+
+
+def add_commands(commands: Any) -> None:
+    """Adds router, compile and schema to `python -m serve`; `run` of the parsed options runs them."""
+    router = commands.add_parser("router", help="share requests among arms, as a policy says")
+    router.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
+    router.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    router.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
+    router.add_argument("--admin-host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    router.add_argument("--admin-port", type=int, default=8090, metavar="N", help="default 8090")
+    router.add_argument(
+        "--admin-token-file", type=Path, metavar="FILE", help="default STATE/admin-token, made when missing"
+    )
+    router.add_argument(
+        "--state",
+        type=Path,
+        default=Path("router-state"),
+        metavar="DIR",
+        help="keeps versions and the audit log; default router-state",
+    )
+    router.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request, rotated by size")
+    router.add_argument("--log-stdout", action="store_true", help="the same lines on stdout")
+    router.add_argument(
+        "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
+    )
+    router.set_defaults(run=_router)
+
+    compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
+    compiled.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
+    compiled.add_argument("--to", required=True, choices=TARGETS, help="proxy to write for")
+    compiled.add_argument(
+        "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default 127.0.0.1:8080"
+    )
+    compiled.add_argument("-o", "--out", type=Path, metavar="DIR", help="default stdout")
+    compiled.set_defaults(run=_compile)
+
+    schema = commands.add_parser("schema", help="the JSON Schema of policies")
+    schema.set_defaults(run=_schema)
+
+
+def _router(options: argparse.Namespace) -> int:
+    from serve.router.run import Options, run
+
+    return run(
+        Options(
+            policy=options.policy,
+            host=options.host,
+            port=options.port,
+            admin_host=options.admin_host,
+            admin_port=options.admin_port,
+            admin_token_file=options.admin_token_file or options.state / "admin-token",
+            state=options.state,
+            log=options.log,
+            log_stdout=options.log_stdout,
+            drain_s=options.drain,
+        )
+    )
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from serve.compile import compile_policy
+    from serve.router.reading import read_policy
+
+    files = compile_policy(read_policy(options.policy), options.to, options.listen)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (options.out / name).write_text(text)
+            print(options.out / name)
+        return 0
+    for name, text in files.items():
+        if len(files) > 1:
+            print(f"==> {name}", file=sys.stderr)
+        sys.stdout.write(text)
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from serve.router.reading import schema
+
+    sys.stdout.write(schema())
+    return 0
