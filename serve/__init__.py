@@ -1,1 +1,0 @@
-"""Variants under traffic: arms, and the router that shares requests among them."""

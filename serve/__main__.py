@@ -1,4 +1,4 @@
-"""``python -m serve``: variants under traffic."""
+"""`python -m serve`: serve built variants, alone or as the arms of an experiment."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ import sys
 from collections.abc import Sequence
 
 from engines.errors import UserError
-from serve.router.commands import add_commands
+from serve.router import commands as router
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 error (2, usage, is argparse's)."""
+    arguments = parser().parse_args(argv)
+    commands = {
+        "router": router.route,
+        "compile": router.compile_,
+        "schema": router.schema,
+    }
+    try:
+        commands[arguments.command](arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'a socket'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_commands(commands)
+    commands = top.add_subparsers(dest="command", required=True)
+    router.add_commands(commands)
     return top
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code; usage errors are argparse's."""
-    options = parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.filename or 'a socket'}: {error.strerror or error}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Arm:
         self.host_line = b"host: %b\r\n" % config.url.removeprefix("http://").encode()
         told = f"x-ab-arm: {name}\r\n" + (f"x-artifact-digest: {self.digest}\r\n" if self.digest else "")
         self.response_lines = told.encode()
+        self.told = frozenset(line.partition(b":")[0] for line in self.response_lines.splitlines())
 
     def refusal(self) -> str | None:
         """Why it may not be asked now; or None, and then the breaker has admitted one request."""

@@ -34,6 +34,7 @@ class Client(asyncio.Protocol):
         "_exchange",
         "_head",
         "_live",
+        "_overhead",
         "_parser",
         "_pipelined",
         "_record",
@@ -54,7 +55,8 @@ class Client(asyncio.Protocol):
         self._state = "idle"  # then head, then body until the answer is whole; or refused
         self._pipelined = False
         self._stalled = False  # does not take what is written
-        self._size = 0  # of the head, then of the body
+        self._size = 0  # of the body
+        self._overhead = 0  # bytes since the last piece of a body: the head, trailers, sizes of chunks
         self._body: list[bytes] | None = None  # gathered where `user` decides
         self._head: Head | None = None
         self._request: Request | None = None
@@ -67,11 +69,12 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport = transport
-        self._address = transport.get_extra_info("peername")[0].removeprefix("::ffff:")
+        peer = transport.get_extra_info("peername")  # None when it has left already
+        self._address = peer[0].removeprefix("::ffff:") if peer else ""
         transport.set_write_buffer_limits(HIGH_WATER)
         limits = self._live.policy.limits
         self._due(limits.header_s)
-        if len(self._router.watched) < limits.connections:
+        if peer and len(self._router.watched) < limits.connections:
             self._router.watched.add(self)
         else:
             transport.abort()
@@ -81,8 +84,9 @@ class Client(asyncio.Protocol):
             return
         if self._state == "idle":
             self._state = "head"
-            self._size = 0
+            self._overhead = 0
             self._due(self._live.policy.limits.header_s)
+        self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -91,10 +95,8 @@ class Client(asyncio.Protocol):
                 raise cause from None
             self._refuse(cause)
         else:
-            if self._state == "head":
-                self._size += len(data)
-                if self._size > self._live.policy.limits.header_bytes:
-                    self._refuse(RefusedError(431, "the request's head is too large"))
+            if self._overhead > self._live.policy.limits.header_bytes:
+                self._refuse(RefusedError(431, "the request's head is too large"))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._router.watched.discard(self)
@@ -105,14 +107,14 @@ class Client(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._stalled = True
+        if self._exchange:
+            self._exchange.client_full()
         self._due(self._live.policy.limits.stall_s)
-        if self._exchange and self._exchange.upstream:
-            self._exchange.upstream.pause()
 
     def resume_writing(self) -> None:
         self._stalled = False
-        if self._exchange and self._exchange.upstream:
-            self._exchange.upstream.resume()
+        if self._exchange:
+            self._exchange.client_ready()
 
     # httptools
 
@@ -140,7 +142,9 @@ class Client(asyncio.Protocol):
         self._size = 0
         self._body = [] if live.assign.reads_user else None
         method = parser.get_method()
-        self._record = Record(time.monotonic(), self._address, method, head.target, live.version)
+        self._record = Record(
+            time.monotonic(), self._address, method, head.target, live.policy.experiment, live.version
+        )
         if parser.should_upgrade():
             raise RefusedError(400, "upgrades are refused")
         keep_alive = parser.should_keep_alive() and not self._router.closing
@@ -155,6 +159,7 @@ class Client(asyncio.Protocol):
         record = self._exchange.record if self._exchange else self._record
         if not self._size and record:
             record.request_piece(data)
+        self._overhead = 0
         self._size += len(data)
         if self._size > limits.body_bytes:
             raise RefusedError(413, f"the body is larger than {limits.body_bytes} bytes")
@@ -271,7 +276,8 @@ class Client(asyncio.Protocol):
         if exchange:
             exchange.client_lost(refused.status)
         else:
-            record = self._record or Record(time.monotonic(), self._address, b"", b"", self._live.version)
+            experiment, version = self._live.policy.experiment, self._live.version
+            record = self._record or Record(time.monotonic(), self._address, b"", b"", experiment, version)
             record.status, record.error, record.ended = refused.status, "refused", time.monotonic()
             self._live.observe(record)
         self.fail(refused.status, str(refused))

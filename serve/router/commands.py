@@ -11,7 +11,7 @@ TARGETS = ("nginx", "haproxy", "envoy", "gateway-api")
 
 
 def add_commands(commands: Any) -> None:
-    """Adds router, compile and schema to `python -m serve`; `run` of the parsed options runs them."""
+    """Adds router, compile and schema to `python -m serve`."""
     router = commands.add_parser("router", help="share requests among arms, as a policy says")
     router.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
     router.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
@@ -33,7 +33,6 @@ def add_commands(commands: Any) -> None:
     router.add_argument(
         "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
     )
-    router.set_defaults(run=_router)
 
     compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
     compiled.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
@@ -42,16 +41,15 @@ def add_commands(commands: Any) -> None:
         "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default 127.0.0.1:8080"
     )
     compiled.add_argument("-o", "--out", type=Path, metavar="DIR", help="default stdout")
-    compiled.set_defaults(run=_compile)
 
-    schema = commands.add_parser("schema", help="the JSON Schema of policies")
-    schema.set_defaults(run=_schema)
+    commands.add_parser("schema", help="the JSON Schema of policies")
 
 
-def _router(options: argparse.Namespace) -> int:
+def route(options: argparse.Namespace) -> None:
+    """The router, until it is told to stop."""
     from serve.router.run import Options, run
 
-    return run(
+    run(
         Options(
             policy=options.policy,
             host=options.host,
@@ -67,7 +65,8 @@ def _router(options: argparse.Namespace) -> int:
     )
 
 
-def _compile(options: argparse.Namespace) -> int:
+def compile_(options: argparse.Namespace) -> None:
+    """A policy's text for a proxy, to files or stdout."""
     from serve.compile import compile_policy
     from serve.router.reading import read_policy
 
@@ -77,16 +76,15 @@ def _compile(options: argparse.Namespace) -> int:
         for name, text in files.items():
             (options.out / name).write_text(text)
             print(options.out / name)
-        return 0
+        return
     for name, text in files.items():
         if len(files) > 1:
             print(f"==> {name}", file=sys.stderr)
         sys.stdout.write(text)
-    return 0
 
 
-def _schema(options: argparse.Namespace) -> int:
+def schema(options: argparse.Namespace) -> None:
+    """The JSON Schema of policies, to stdout."""
     from serve.router.reading import schema
 
     sys.stdout.write(schema())
-    return 0

@@ -112,6 +112,17 @@ class Exchange:
             self.arm.breaker.abandon()
         self._close(status, "client_closed" if status == 499 else "client_error")
 
+    def client_full(self) -> None:
+        """The client does not take the answer as fast as it comes."""
+        if self.upstream:
+            self.upstream.pause()
+
+    def client_ready(self) -> None:
+        """It does again."""
+        if self.upstream and self.arm:
+            self.upstream.resume()
+            self._wait("idle", self.arm.config.timeouts.idle_s)
+
     def expire(self) -> None:
         """The deadline has passed."""
         assert self.upstream

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,15 @@ class Log:
         self._rotate_bytes = rotate_bytes
         self._keep = keep
         self._offset = time.time() - time.monotonic()
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()  # appended to by one thread, taken from by the other
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="router-log", daemon=True)
         self._thread.start()
 
-    def write(self, record: Record, experiment: str) -> None:
+    def write(self, record: Record) -> None:
         """Takes a record; returns at once."""
         if len(self._waiting) < MOST_WAITING:
-            self._waiting.append(to_json(line(record, experiment, self._offset), inf_nan_mode="null") + b"\n")
+            self._waiting.append(to_json(line(record, self._offset)) + b"\n")
         else:
             self.dropped += 1
 
@@ -56,7 +57,7 @@ class Log:
         self._flush()
 
     def _flush(self) -> None:
-        lines, self._waiting = self._waiting, []
+        lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
         if not lines:
             return
         try:
@@ -85,7 +86,7 @@ class Log:
                 raise
 
 
-def line(record: Record, experiment: str, offset: float) -> dict[str, Any]:
+def line(record: Record, offset: float) -> dict[str, Any]:
     """A record under its public names, without what is not known. `offset` makes its times Unix time."""
     path, _, _ = record.target.partition(b"?")
     fields = {
@@ -96,10 +97,10 @@ def line(record: Record, experiment: str, offset: float) -> dict[str, Any]:
         "url.path": path.decode("latin-1") or None,
         "http.response.status_code": record.status,
         "error.type": record.error,
-        "feature_flag.key": experiment,
+        "feature_flag.key": record.experiment,
         "feature_flag.result.variant": record.assigned,
         "feature_flag.result.reason": record.reason,
-        "feature_flag.context.id": pseudonym(record.key, experiment) if record.key else None,
+        "feature_flag.context.id": pseudonym(record.key, record.experiment) if record.key else None,
         "feature_flag.version": str(record.version),
         "gen_ai.request.model": _text(record.request_model),
         "gen_ai.response.model": _text(record.response_model),

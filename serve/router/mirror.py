@@ -54,7 +54,9 @@ def mirror(router: Router, original: Exchange, body: list[bytes]) -> None:
     of = original.record
     if arm == of.assigned:
         return
-    record = Record(time.monotonic(), of.address, of.method, of.target, of.version, mirror=True)
+    record = Record(
+        time.monotonic(), of.address, of.method, of.target, of.experiment, of.version, mirror=True
+    )
     record.assigned, record.reason, record.key = arm, "mirror", of.key
     record.request_model = of.request_model
     nobody = Nobody(router)

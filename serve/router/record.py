@@ -22,6 +22,7 @@ class Record:
     address: str
     method: bytes
     target: bytes
+    experiment: str
     version: int  # of the policy
     assigned: str | None = None
     reason: str | None = None  # of the assignment: override, group, split

@@ -50,7 +50,7 @@ class Router:
     def observe(self, record: Record) -> None:
         """A request has ended."""
         self.metrics.observe(record)
-        self.log.write(record, self.live.policy.experiment)
+        self.log.write(record)
 
     async def sweep(self) -> None:
         """Ends what has waited too long. One look at all of them costs less than a timer for each."""

@@ -9,8 +9,10 @@ import resource
 import secrets
 import signal
 import sys
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -41,7 +43,7 @@ class Options:
     drain_s: float
 
 
-def run(options: Options) -> int:
+def run(options: Options) -> None:
     """Serves until SIGTERM or SIGINT, then lets streams finish for `drain_s`. SIGHUP reads the file again."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two descriptors a stream
@@ -51,7 +53,6 @@ def run(options: Options) -> int:
         uvloop.run(_serve(options, token, log))
     finally:
         log.close()
-    return 0
 
 
 async def _serve(options: Options, token: str, log: Log) -> None:
@@ -64,10 +65,10 @@ async def _serve(options: Options, token: str, log: Log) -> None:
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    tasks = {loop.create_task(router.sweep()), loop.create_task(check_forever(router))}
-    loop.add_signal_handler(
-        signal.SIGHUP, lambda: tasks.add(loop.create_task(_reload(control, options.policy)))
-    )
+    tasks: set[asyncio.Task[None]] = set()
+    _keep(tasks, router.sweep())
+    _keep(tasks, check_forever(router))
+    loop.add_signal_handler(signal.SIGHUP, lambda: _keep(tasks, _reload(control, options.policy)))
     gc.collect()
     gc.freeze()  # what start-up made stays; collections look at requests only
     where = f"http://{options.host}:{traffic.sockets[0].getsockname()[1]}"
@@ -79,6 +80,13 @@ async def _serve(options: Options, token: str, log: Log) -> None:
     await router.drain(options.drain_s)
     for task in tasks:
         task.cancel()
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Runs it; the loop itself holds its tasks weakly."""
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 async def _reload(control: Control, file: Path) -> None:

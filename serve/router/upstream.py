@@ -112,7 +112,7 @@ class Upstream(asyncio.Protocol):
             return
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._lost("garbage")
         else:
             self.head_bytes += 0 if self.headed else len(data)
@@ -158,7 +158,7 @@ class Upstream(asyncio.Protocol):
         if self.exchange is None or self.spoiled or status < 200:
             return
         self.headed = True
-        drop = HOP_BY_HOP
+        drop = HOP_BY_HOP | self.arm.told
         found: dict[bytes, bytes] = {}
         for lower, _, value in self.fields:
             if lower == b"connection":
@@ -167,8 +167,9 @@ class Upstream(asyncio.Protocol):
                 found[lower] = value
         lines = [b"%b: %b\r\n" % (name, value) for lower, name, value in self.fields if lower not in drop]
         self.fields = []
-        length = found.get(b"content-length")
-        self.until_close = length is None and b"transfer-encoding" not in found
+        chunked = b"transfer-encoding" in found
+        length = None if chunked else found.get(b"content-length")
+        self.until_close = length is None and not chunked
         event_stream = found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         self.exchange.answer_head(status, self.reason, lines, length, event_stream)
         if self.exchange.request.method == b"HEAD":
