@@ -35,7 +35,8 @@ HUNDRED = Decimal(100)
 
 
 def _url(url: str) -> str:
-    if not re.fullmatch(r"http://(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):\d{1,5}/?", url):
+    found = re.fullmatch(r"http://(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})/?", url)
+    if not found or not 0 < int(found[1]) < 65_536:
         raise ValueError("expected http://HOST:PORT")
     return url.rstrip("/")
 

@@ -9,10 +9,10 @@ import resource
 import secrets
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
@@ -43,50 +43,68 @@ class Options:
     drain_s: float
 
 
+@dataclass(frozen=True)
+class Running:
+    """A router that takes requests."""
+
+    control: Control
+    port: int
+    admin_port: int
+
+
 def run(options: Options) -> None:
     """Serves until SIGTERM or SIGINT, then lets streams finish for `drain_s`. SIGHUP reads the file again."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two descriptors a stream
-    token = _token(options.admin_token_file)
-    log = Log(options.log, stdout=options.log_stdout)
-    try:
-        uvloop.run(_serve(options, token, log))
-    finally:
-        log.close()
+    uvloop.run(_until_told(options))
 
 
-async def _serve(options: Options, token: str, log: Log) -> None:
+async def _until_told(options: Options) -> None:
     loop = asyncio.get_running_loop()
-    versions = Versions(options.state)
-    router = open_router(options.policy, versions, log, _tell)
-    control = Control(router, versions)
-    traffic = await loop.create_server(lambda: Client(router), options.host, options.port, backlog=BACKLOG)
-    admin = await asyncio.start_server(Admin(control, token), options.admin_host, options.admin_port)
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    tasks: set[asyncio.Task[None]] = set()
-    _keep(tasks, router.sweep())
-    _keep(tasks, check_forever(router))
-    loop.add_signal_handler(signal.SIGHUP, lambda: _keep(tasks, _reload(control, options.policy)))
-    gc.collect()
-    gc.freeze()  # what start-up made stays; collections look at requests only
-    where = f"http://{options.host}:{traffic.sockets[0].getsockname()[1]}"
-    admin_where = f"http://{options.admin_host}:{admin.sockets[0].getsockname()[1]}"
-    _tell(f"router ready at {where}, admin at {admin_where}, policy version {router.live.version}")
-    await stop.wait()
-    traffic.close()
-    admin.close()
-    await router.drain(options.drain_s)
-    for task in tasks:
-        task.cancel()
+    async with serving(options) as running:
+        reloads: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks weakly
+        loop.add_signal_handler(
+            signal.SIGHUP,
+            lambda: reloads.add(loop.create_task(_reload(running.control, options.policy))),
+        )
+        gc.collect()
+        gc.freeze()  # what start-up made stays; collections look at requests only
+        _tell(
+            f"ready: router at http://{options.host}:{running.port}, admin at "
+            f"http://{options.admin_host}:{running.admin_port}, "
+            f"policy version {running.control.router.live.version}"
+        )
+        await stop.wait()
 
 
-def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-    """Runs it; the loop itself holds its tasks weakly."""
-    task = asyncio.get_running_loop().create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
+@asynccontextmanager
+async def serving(options: Options) -> AsyncIterator[Running]:
+    """A router with both ports open; at the end it takes no more and drains."""
+    loop = asyncio.get_running_loop()
+    token = _token(options.admin_token_file)
+    log = Log(options.log, stdout=options.log_stdout)
+    try:
+        versions = Versions(options.state)
+        router = open_router(options.policy, versions, log, _tell)
+        control = Control(router, versions)
+        traffic = await loop.create_server(
+            lambda: Client(router), options.host, options.port, backlog=BACKLOG
+        )
+        admin = await asyncio.start_server(Admin(control, token), options.admin_host, options.admin_port)
+        tasks = [loop.create_task(router.sweep()), loop.create_task(check_forever(router))]
+        try:
+            yield Running(control, traffic.sockets[0].getsockname()[1], admin.sockets[0].getsockname()[1])
+        finally:
+            traffic.close()
+            admin.close()
+            await router.drain(options.drain_s)
+            for task in tasks:
+                task.cancel()
+    finally:
+        log.close()
 
 
 async def _reload(control: Control, file: Path) -> None:
