@@ -30,7 +30,7 @@ Script = Callable[[Asked, asyncio.StreamReader, asyncio.StreamWriter], Awaitable
 
 @dataclass
 class ScriptedArm:
-    """What it was asked, how many connections it has had, and how many clients left it."""
+    """What it was asked, how many connections it was asked on, and whether a client left it."""
 
     port: int = 0
     asked: list[Asked] = field(default_factory=list)
@@ -43,8 +43,10 @@ class ScriptedArm:
 
 
 @asynccontextmanager
-async def scripted_arm(script: Script, port: int = 0) -> AsyncIterator[ScriptedArm]:
-    """An arm that answers each request by a script, on keep-alive connections."""
+async def scripted_arm(
+    script: Script, port: int = 0, gate: asyncio.Event | None = None
+) -> AsyncIterator[ScriptedArm]:
+    """An arm that answers requests by a script, on keep-alive connections; it reads none before `gate`."""
     arm = ScriptedArm()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -52,17 +54,25 @@ async def scripted_arm(script: Script, port: int = 0) -> AsyncIterator[ScriptedA
         task = asyncio.current_task()
         assert task
         tasks.add(task)
-        arm.connections += 1
+        known = False
         try:
+            if gate:
+                await gate.wait()
             while True:
                 asked = await read_request(reader)
                 if b"GET /health " in asked.head:
                     writer.write(whole(b"ok"))
                     continue
                 arm.asked.append(asked)
-                await script(asked, reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            arm.left.set()
+                arm.connections += not known
+                known = True
+                try:
+                    await script(asked, reader, writer)
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    arm.left.set()
+                    raise
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass
         finally:
             writer.close()
             tasks.discard(task)

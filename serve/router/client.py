@@ -259,6 +259,10 @@ class Client(asyncio.Protocol):
         else:
             self._refuse(RefusedError(408, "the request did not come in time"))
 
+    def cut(self) -> None:
+        """The router ends."""
+        self._transport.abort()
+
     def _next(self) -> None:
         self._state = "idle"
         self._due(self._live.policy.limits.keepalive_s)

@@ -40,6 +40,12 @@ class Nobody:
     def abort(self) -> None:
         self._router.watched.discard(self)
 
+    def cut(self) -> None:
+        """The router ends."""
+        self._router.watched.discard(self)
+        if self.exchange:
+            self.exchange.client_lost()
+
     def expire(self) -> None:
         """The deadline has passed."""
         assert self.exchange

@@ -23,6 +23,7 @@ class Watched(Protocol):
         """Whether someone still waits for an answer."""
 
     def expire(self) -> None: ...
+    def cut(self) -> None: ...
 
 
 class Router:
@@ -61,8 +62,14 @@ class Router:
                 one.expire()
 
     async def drain(self, seconds: float) -> None:
-        """Takes no more requests and waits, so long at most, for those in flight."""
+        """Takes no more requests and waits, so long at most, for those in flight; then cuts them off."""
         self.closing = True
         until = time.monotonic() + seconds
         while time.monotonic() < until and any(one.busy for one in self.watched):
             await asyncio.sleep(0.05)
+        for one in list(self.watched):
+            one.cut()
+        while self.watched:  # each leaves when its end is logged
+            await asyncio.sleep(0.01)
+        for arm in self.live.arms.values():
+            arm.retire()

@@ -28,6 +28,7 @@ class Upstream(asyncio.Protocol):
         "fields",
         "head_bytes",
         "headed",
+        "keep",
         "parser",
         "reason",
         "reused",
@@ -82,6 +83,7 @@ class Upstream(asyncio.Protocol):
         self.complete = False
         self.head_bytes = 0
         self.headed = False
+        self.keep = False
         self.until_close = False
         self.spoiled = False
 
@@ -182,6 +184,7 @@ class Upstream(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self.headed:
             self.complete = True
+            self.keep = self.parser.should_keep_alive()  # asked later, it has forgotten
         else:  # an informational answer; the real one follows
             self.fields = []
             self.reason = b""
@@ -189,7 +192,7 @@ class Upstream(asyncio.Protocol):
     def _finish(self) -> None:
         exchange, self.exchange = self.exchange, None
         assert exchange
-        if self.parser.should_keep_alive() and not self.spoiled and exchange.sent:
+        if self.keep and not self.spoiled and exchange.sent:
             self.arm.idle.append(self)
         else:
             self._drop()
