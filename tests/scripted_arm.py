@@ -43,49 +43,63 @@ class ScriptedArm:
 
 
 @asynccontextmanager
-async def scripted_arm(
-    script: Script, port: int = 0, gate: asyncio.Event | None = None
-) -> AsyncIterator[ScriptedArm]:
-    """An arm that answers requests by a script, on keep-alive connections; it reads none before `gate`."""
-    arm = ScriptedArm()
+async def listening(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], port: int = 0
+) -> AsyncIterator[int]:
+    """A server on loopback, by what it does with a connection; its port. No connection outlives it."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task
         tasks.add(task)
-        known = False
         try:
-            if gate:
-                await gate.wait()
-            while True:
-                asked = await read_request(reader)
-                if b"GET /health " in asked.head:
-                    writer.write(whole(b"ok"))
-                    continue
-                arm.asked.append(asked)
-                arm.connections += not known
-                known = True
-                try:
-                    await script(asked, reader, writer)
-                except (asyncio.IncompleteReadError, ConnectionError):
-                    arm.left.set()
-                    raise
+            await serve(reader, writer)
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
             tasks.discard(task)
 
     server = await asyncio.start_server(connection, "127.0.0.1", port)
-    arm.port = server.sockets[0].getsockname()[1]
     try:
-        yield arm
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def scripted_arm(
+    script: Script, port: int = 0, gate: asyncio.Event | None = None
+) -> AsyncIterator[ScriptedArm]:
+    """An arm that answers requests by a script, on keep-alive connections; it reads none before `gate`."""
+    arm = ScriptedArm()
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        known = False
+        if gate:
+            await gate.wait()
+        while True:
+            asked = await read_request(reader)
+            if b"GET /health " in asked.head:
+                writer.write(whole(b"ok"))
+                continue
+            arm.asked.append(asked)
+            arm.connections += not known
+            known = True
+            try:
+                await script(asked, reader, writer)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                arm.left.set()
+                raise
+
+    async with listening(connection, port) as arm.port:
+        yield arm
 
 
 async def read_request(reader: asyncio.StreamReader) -> Asked:

@@ -28,7 +28,7 @@ from tests.scripted_arm import (
     whole,
 )
 
-PATIENCE_S = 30
+PATIENCE_S = 120
 
 
 def run(test: Awaitable[None]) -> None:

@@ -50,7 +50,7 @@ class Head:
         seen, fields = self.seen, self._fields
         length, coding = seen.get(b"content-length"), seen.get(b"transfer-encoding")
         if version not in ("1.1", "1.0"):
-            raise RefusedError(505, "expected HTTP/1.1")
+            raise RefusedError(400, "expected HTTP/1.1")
         if not TARGET.fullmatch(self.target):
             raise RefusedError(400, "expected a path as the request's target")
         if not HOST.fullmatch(seen.get(b"host", b"-" if version == "1.0" else b"")):
