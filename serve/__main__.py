@@ -16,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "router": router.route,
         "compile": router.compile_,
+        "rollout": router.rollout,
+        "simulate": router.simulate,
         "schema": router.schema,
     }
     try:

@@ -357,5 +357,5 @@ def test_what_reaches_an_arm_has_one_reading(tmp_path: Path) -> None:
                     assert b"HTTP/1.1 5" not in answer, (data, answer)
 
     run(test())
-    assert heard > 400, "many mutants are requests still"
+    assert heard > 100, "many mutants are requests still"
     assert not spoiled

@@ -1,4 +1,7 @@
-"""The admin port: status, metrics, and changes of the policy. Every request needs the token."""
+"""The admin port: status, metrics, changes of the policy, the rollout, and a page that shows them.
+
+Every request needs the token, but for the page itself, which knows nothing before it is given one.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,20 @@ import asyncio
 import hmac
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import NamedTuple
 
 from engines.errors import UserError
+from serve.rollout.driver import Driver, State
 from serve.router.control import ConflictError, Control
 from serve.router.messages import RefusedError, answer, error_body
+from serve.router.versions import Change
 
+PAGE = Path(__file__).resolve().parent / "admin.html"
+PATHS = (
+    "GET /, /status, /rollout, /policy or /metrics, PUT /policy, POST /rollback, "
+    "or POST /rollout/ start, pause, promote or rollback"
+)
 MOST_BYTES = 1_000_000  # of a request
 PATIENCE_S = 10.0
 
@@ -25,10 +36,11 @@ class Asked(NamedTuple):
 
 
 class Admin:
-    """Answers one request a connection. GET /status, /policy, /metrics; PUT /policy; POST /rollback."""
+    """Answers one request a connection."""
 
-    def __init__(self, control: Control, token: str) -> None:
+    def __init__(self, control: Control, rollout: Driver, token: str) -> None:
         self._control = control
+        self._rollout = rollout
         self._token = token
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -44,6 +56,8 @@ class Admin:
     async def _respond(self, reader: asyncio.StreamReader, by: str) -> bytes:
         try:
             asked = await _read(reader, by)
+            if (asked.method, asked.path) == ("GET", "/"):
+                return answer(200, PAGE.read_bytes(), close=True, kind=b"text/html; charset=utf-8")
             if not hmac.compare_digest(asked.headers.get("authorization", ""), f"Bearer {self._token}"):
                 raise RefusedError(401, "expected Authorization: Bearer TOKEN")
             return await self._dispatch(asked)
@@ -58,7 +72,8 @@ class Admin:
             return answer(507, error_body(507, message), close=True)
 
     async def _dispatch(self, asked: Asked) -> bytes:
-        control, router = self._control, self._control.router
+        control, router, rollout = self._control, self._control.router, self._rollout
+        change: Change | State
         match asked.method, asked.path:
             case "GET", "/status":
                 return answer(200, json.dumps(self.status()).encode(), close=True)
@@ -69,6 +84,16 @@ class Admin:
                 live = router.live
                 text = router.metrics.text(live.arms, live.version, router.log.dropped)
                 return answer(200, text.encode(), close=True, kind=b"text/plain; version=0.0.4")
+            case "GET", "/rollout":
+                return answer(200, json.dumps(rollout.figures()).encode(), close=True)
+            case "POST", "/rollout/start":
+                change = await rollout.start(asked.by)
+            case "POST", "/rollout/pause":
+                change = rollout.pause(asked.by)
+            case "POST", "/rollout/promote":
+                change = await rollout.promote(asked.by)
+            case "POST", "/rollout/rollback":
+                change = await rollout.rollback(asked.by)
             case "PUT", "/policy":
                 expected = asked.headers.get("if-match")
                 change = await control.put(
@@ -77,9 +102,7 @@ class Admin:
             case "POST", "/rollback":
                 change = await control.go_back(_wanted(asked.body), asked.by)
             case _:
-                raise RefusedError(
-                    404, "expected GET /status, /policy or /metrics, PUT /policy, POST /rollback"
-                )
+                raise RefusedError(404, f"expected {PATHS}")
         return answer(200, json.dumps(asdict(change)).encode(), close=True)
 
     def status(self) -> dict[str, object]:
@@ -98,6 +121,7 @@ class Admin:
                     "healthy": arm.healthy,
                     "breaker": arm.breaker.state,
                     "in_flight": arm.in_flight,
+                    **self._control.router.metrics.totals(arm.name),
                 }
                 for arm in live.arms.values()
             },

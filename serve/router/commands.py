@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ def add_commands(commands: Any) -> None:
         "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default 127.0.0.1:8080"
     )
     compiled.add_argument("-o", "--out", type=Path, metavar="DIR", help="default stdout")
+
+    rollout = commands.add_parser("rollout", help="grow one arm, step by step, while guards watch")
+    rollout.add_argument("action", choices=("start", "status", "pause", "promote", "rollback"))
+    rollout.add_argument(
+        "--admin", default="http://127.0.0.1:8090", metavar="URL", help="default http://127.0.0.1:8090"
+    )
+    rollout.add_argument(
+        "--admin-token-file",
+        type=Path,
+        default=Path("router-state/admin-token"),
+        metavar="FILE",
+        help="default router-state/admin-token",
+    )
+
+    simulated = commands.add_parser("simulate", help="what the guards do to candidates whose truth is known")
+    simulated.add_argument("--experiments", type=int, default=1000, metavar="N", help="each; default 1000")
+    simulated.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    simulated.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     commands.add_parser("schema", help="the JSON Schema of policies")
 
@@ -81,6 +100,33 @@ def compile_(options: argparse.Namespace) -> None:
         if len(files) > 1:
             print(f"==> {name}", file=sys.stderr)
         sys.stdout.write(text)
+
+
+def rollout(options: argparse.Namespace) -> None:
+    """One request to the admin port; its answer to stdout."""
+    from serve.rollout.remote import ask
+
+    print(json.dumps(ask(options.admin, options.admin_token_file, options.action), indent=2))
+
+
+def simulate(options: argparse.Namespace) -> None:
+    """A line for each truth."""
+    from dataclasses import asdict
+
+    from serve.rollout import simulate
+
+    found = []
+    for truth in simulate.TRUTHS:
+        outcome = simulate.simulate(truth, options.experiments, options.seed)
+        found.append(asdict(outcome))
+        print(
+            f"{outcome.truth}: {outcome.rolled_back} of {outcome.experiments} rolled back "
+            f"({outcome.rolled_back / outcome.experiments:.1%}), {outcome.held} held; median of the "
+            f"candidate's requests until then {outcome.median_requests}, at {outcome.median_percent} %",
+            flush=True,
+        )
+    if options.json:
+        print(json.dumps({"outcomes": found}))
 
 
 def schema(options: argparse.Namespace) -> None:

@@ -66,6 +66,12 @@ class Metrics:
             if (itl := record.itl) is not None:
                 arm.itl.observe(itl)
 
+    def totals(self, arm: str) -> dict[str, int]:
+        """Requests assigned to an arm since the start, and those of them it failed."""
+        found = self._arms.get((arm, False)) or ArmMetrics()
+        failed = sum(found.errors.values()) + sum(found.fallbacks.values())
+        return {"requests": found.requests.total(), "failed": failed}
+
     def text(self, arms: dict[str, Arm], version: int, dropped: int) -> str:
         """Everything in Prometheus' text format 0.0.4."""
         return "".join(self._lines(arms, version, dropped))

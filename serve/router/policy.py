@@ -151,6 +151,26 @@ class Limits(Section):
     )
 
 
+class Rollout(Section):
+    arm: Name = Field(description="The candidate, which grows at the baseline's cost.")
+    steps: tuple[Percent, ...] = Field(
+        tuple(map(Decimal, (1, 5, 10, 25, 50, 100))), min_length=1, description="Its percent, rising."
+    )
+    dwell_s: Seconds = Field(600.0, description="At each step, at least.")
+    min_requests: PositiveInt = Field(400, description="Of the candidate at each step, at least.")
+    error_points: PositiveFloat = Field(2.0, description="More failures than the baseline that are caught.")
+    latency_ratio: float = Field(1.15, gt=1, description="Of ttft and e2e to the baseline's that is caught.")
+    gate: str | None = Field(
+        None, description="gate.json that must say PASS before 100 %; default the artifact's own."
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> Rollout:
+        if self.steps[0] == 0 or list(self.steps) != sorted(set(self.steps)):
+            raise ValueError("steps rise from above 0")
+        return self
+
+
 class Policy(Section):
     experiment: Name = Field(description="Salt of the sticky hash: another name, another assignment.")
     baseline: Name = Field(description="The arm all others are compared with.")
@@ -161,6 +181,7 @@ class Policy(Section):
     overrides: Overrides | None = Field(None, description="Testers who choose their arm, before the groups.")
     mirror: Mirror | None = Field(None, description="Copies of requests to one more arm.")
     fallback: tuple[Name, ...] = Field((), description="Arms to try, in order, when the assigned one cannot.")
+    rollout: Rollout | None = Field(None, description="How one arm grows, and what stops it.")
     retries: int = Field(1, ge=0, le=5, description="Within the arm, before its first byte.")
     health: Health = Field(Health(), description="Active health checks.")
     breaker: Breaker = Field(Breaker(), description="When an arm is left alone.")
@@ -196,6 +217,8 @@ def _problems(policy: Policy) -> Iterator[tuple[Place, str]]:
                 "regions have no source; add region: {header: NAME} or {database: FILE}",
             )
     yield from _overlaps(policy.groups)
+    if policy.rollout:
+        yield from _not_alone(policy, policy.rollout)
 
 
 def _missing_arms(policy: Policy) -> Iterator[tuple[Place, str]]:
@@ -205,9 +228,21 @@ def _missing_arms(policy: Policy) -> Iterator[tuple[Place, str]]:
     named += [(("fallback", index), name) for index, name in enumerate(policy.fallback)]
     if policy.mirror:
         named.append((("mirror", "arm"), policy.mirror.arm))
+    if policy.rollout:
+        named.append((("rollout", "arm"), policy.rollout.arm))
     for where, name in named:
         if name not in policy.arms:
             yield where, f"no arm {name!r}; arms are {', '.join(policy.arms)}"
+
+
+def _not_alone(policy: Policy, rollout: Rollout) -> Iterator[tuple[Place, str]]:
+    if rollout.arm == policy.baseline:
+        yield ("rollout", "arm"), "the baseline cannot be rolled out; name the candidate"
+    if policy.split.weights.keys() != {rollout.arm, policy.baseline}:
+        yield (
+            ("split", "weights"),
+            f"a rollout needs the weights of {rollout.arm} and {policy.baseline}, and no others",
+        )
 
 
 def _overlaps(groups: tuple[Group, ...]) -> Iterator[tuple[Place, str]]:

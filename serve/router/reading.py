@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def parse_policy(text: str, name: str = "policy") -> Policy:
         return Policy.model_validate(document)
     except ValidationError as error:
         raise UserError(_first_problem(error, root, name)) from None
+
+
+def with_weights(text: str, weights: Mapping[str, Decimal]) -> str:
+    """The same text with other weights; all else, comments too, stays as it was written."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    assert root
+    split = next(value for key, value in root.value if key.value == "split")
+    found = next(value for key, value in split.value if key.value == "weights")
+    for key, value in sorted(found.value, key=lambda pair: -pair[1].start_mark.index):
+        start, end = value.start_mark.index, value.end_mark.index
+        text = f"{text[:start]}{weights[key.value].normalize():f}{text[end:]}"
+    return text
 
 
 def schema() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from serve.router.live import Live, go_live
@@ -32,6 +33,7 @@ class Router:
     def __init__(self, policy: Policy, version: int, log: Log) -> None:
         self.log = log
         self.metrics = Metrics()
+        self.observers: list[Callable[[Record], None]] = [self.metrics.observe, log.write]
         self.closing = False
         self.watched: set[Watched] = set()
         self.live: Live = go_live(policy, version, self.observe)
@@ -50,8 +52,8 @@ class Router:
 
     def observe(self, record: Record) -> None:
         """A request has ended."""
-        self.metrics.observe(record)
-        self.log.write(record)
+        for observer in self.observers:
+            observer(record)
 
     async def sweep(self) -> None:
         """Ends what has waited too long. One look at all of them costs less than a timer for each."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 
 from engines.errors import UserError
+from serve.rollout.driver import Driver
 from serve.router.admin import Admin
 from serve.router.client import Client
 from serve.router.control import Control, open_router
@@ -48,6 +49,7 @@ class Running:
     """A router that takes requests."""
 
     control: Control
+    rollout: Driver
     port: int
     admin_port: int
 
@@ -93,10 +95,15 @@ async def serving(options: Options) -> AsyncIterator[Running]:
         traffic = await loop.create_server(
             lambda: Client(router), options.host, options.port, backlog=BACKLOG
         )
-        admin = await asyncio.start_server(Admin(control, token), options.admin_host, options.admin_port)
-        tasks = [loop.create_task(router.sweep()), loop.create_task(check_forever(router))]
+        rollout = Driver(control, options.state, _tell)
+        router.observers.append(rollout.observe)
+        admin = await asyncio.start_server(
+            Admin(control, rollout, token), options.admin_host, options.admin_port
+        )
+        forever = (router.sweep(), check_forever(router), rollout.watch())
+        tasks = [loop.create_task(work) for work in forever]
         try:
-            yield Running(control, traffic.sockets[0].getsockname()[1], admin.sockets[0].getsockname()[1])
+            yield Running(control, rollout, traffic.sockets[0].getsockname()[1], admin.sockets[0].getsockname()[1])
         finally:
             traffic.close()
             admin.close()
