@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "router": router.route,
         "compile": router.compile_,
         "rollout": router.rollout,
+        "report": router.report,
         "simulate": router.simulate,
         "schema": router.schema,
     }

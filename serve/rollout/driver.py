@@ -20,11 +20,10 @@ from serve.rollout.ramp import decide
 from serve.router.control import Control
 from serve.router.policy import HUNDRED, Policy, Rollout
 from serve.router.reading import with_weights
-from serve.router.record import Record
+from serve.router.record import Record, counts_against_arm
 from serve.router.versions import Change
 
 TICK_S = 0.2
-ITS_OWN_FAULT = ("client_closed", "client_error", "refused")  # of a client, not of an arm
 
 
 @dataclass(frozen=True)
@@ -174,8 +173,7 @@ class Driver:
 
 def seen(record: Record, candidate: str) -> Seen:
     """A finished request as evidence, for or against the arm it was assigned to."""
-    failed = record.fallback is not None or record.status >= 500 or record.status == 429
-    failed = failed or (record.error is not None and record.error not in ITS_OWN_FAULT)
+    failed = counts_against_arm(record.status, record.error, record.fallback)
     whole = not failed and record.status < 400 and record.error is None
     return Seen(
         record.assigned == candidate,

@@ -56,6 +56,18 @@ def add_commands(commands: Any) -> None:
         help="default router-state/admin-token",
     )
 
+    report = commands.add_parser("report", help="what a router's logs say of its arms, as one page")
+    report.add_argument("logs", type=Path, nargs="+", metavar="LOGS", help="files, rotated ones too")
+    report.add_argument("--baseline", metavar="ARM", help="default the policy's, or the arm most asked")
+    report.add_argument("--experiment", metavar="NAME", help="needed where the logs have several")
+    report.add_argument(
+        "--state", type=Path, metavar="DIR", help="the router's: its policies tell the shares to expect"
+    )
+    report.add_argument(
+        "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default report.html"
+    )
+    report.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
     simulated = commands.add_parser("simulate", help="what the guards do to candidates whose truth is known")
     simulated.add_argument("--experiments", type=int, default=1000, metavar="N", help="each; default 1000")
     simulated.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
@@ -107,6 +119,26 @@ def rollout(options: argparse.Namespace) -> None:
     from serve.rollout.remote import ask
 
     print(json.dumps(ask(options.admin, options.admin_token_file, options.action), indent=2))
+
+
+def report(options: argparse.Namespace) -> None:
+    """A page to a file, a verdict for each arm to stdout."""
+    from serve.report.logs import make_report, read_lines
+    from serve.report.page import figures, page
+    from serve.router.reading import parse_policy
+    from serve.router.versions import read_texts
+
+    texts = read_texts(options.state) if options.state else {}
+    policies = {str(version): parse_policy(text) for version, text in texts.items()}
+    baseline = options.baseline or next((policy.baseline for policy in policies.values()), None)
+    made = make_report(read_lines(options.logs), baseline, options.experiment, policies)
+    options.out.write_text(page(made))
+    found = figures(made)
+    for name, comparison in found["comparisons"].items():
+        print(f"{name} against {made.baseline}: {comparison['verdict']}")
+    print(options.out)
+    if options.json:
+        print(json.dumps(found))
 
 
 def simulate(options: argparse.Namespace) -> None:

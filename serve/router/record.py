@@ -14,6 +14,19 @@ OUTPUT = re.compile(rb'"completion_tokens":\s*(\d{1,12})')
 OVERLAP = 256  # bytes looked at again, when a piece ends within an event
 
 
+CLIENTS_FAULT = ("client_closed", "client_error", "refused")
+
+
+def counts_against_arm(status: int, error: str | None, fallback: str | None) -> bool:
+    """Whether the assigned arm failed a request, even where another arm then answered it."""
+    return (
+        fallback is not None
+        or status >= 500
+        or status == 429  # its queue was full
+        or (error is not None and error not in CLIENTS_FAULT)
+    )
+
+
 @dataclass(slots=True)
 class Record:
     """Times are seconds of the monotonic clock. Filled in as the request goes."""

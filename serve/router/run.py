@@ -103,7 +103,9 @@ async def serving(options: Options) -> AsyncIterator[Running]:
         forever = (router.sweep(), check_forever(router), rollout.watch())
         tasks = [loop.create_task(work) for work in forever]
         try:
-            yield Running(control, rollout, traffic.sockets[0].getsockname()[1], admin.sockets[0].getsockname()[1])
+            yield Running(
+                control, rollout, traffic.sockets[0].getsockname()[1], admin.sockets[0].getsockname()[1]
+            )
         finally:
             traffic.close()
             admin.close()

@@ -95,6 +95,14 @@ class Versions:
         return self._policies / f"{version:06d}.yaml"
 
 
+def read_texts(folder: Path) -> dict[int, str]:
+    """The text of every version in a folder, which is not changed. Raises UserError where there are none."""
+    if not (folder / "audit.jsonl").is_file():
+        raise UserError(f"no versions in {folder}: expected the state of a router")
+    versions = Versions(folder)
+    return {change.version: versions.text(change.version) for change in versions.changes}
+
+
 def _write(path: Path, data: bytes, mode: str) -> None:
     with path.open(mode, buffering=0) as file:
         end = file.tell()
