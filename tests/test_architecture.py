@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "engines": {"engines"},
     "quantize": {"quantize", "engines"},
     "bench": {"bench", "engines"},
+    "serve": {"serve", "engines"},
     "build": {"build", "bench", "quantize", "engines"},
 }
 # Packages that only what uses them may load, and the modules where they are used at import time.

@@ -13,7 +13,7 @@ from build.recipe import known_fields
 from engines.artifact import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("build", "quantize", "engines", "bench")
+PACKAGES = ("build", "quantize", "engines", "bench", "serve")
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:

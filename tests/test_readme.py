@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("build", "bench", "quantize", "engines")
+PACKAGES = ("build", "serve", "bench", "quantize", "engines")
 
 
 def tree() -> dict[str, str]:

@@ -14,6 +14,10 @@ FEWEST = 100  # users an arm needs before its latency is compared: the sequence 
 MOST_USERS = 50_000  # told apart; later ones count as one request each
 
 
+A, B = 1.0, 30.0  # prior of a rate of failures
+LOG_BETA = math.lgamma(A) + math.lgamma(B) - math.lgamma(A + B)
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate and its two-sided confidence sequence now."""
@@ -26,9 +30,9 @@ class Interval:
 class Errors:
     """Requests and failures of candidate and baseline, compared exactly, with no normal approximation.
 
-    The product of two Beta(1/2, 1/2) mixture martingales, at its least over all rates with the candidate's
-    `excess` above the baseline's: an e-process for that composite hypothesis (Ramdas et al., Game-theoretic
-    statistics and safe anytime-valid inference, 2023).
+    The product of two Beta(1, 30) mixture martingales (rates of a few percent are expected, all are allowed),
+    at its least over all rates with the candidate's `excess` above the baseline's: an e-process for that
+    composite hypothesis (Ramdas et al., Game-theoretic statistics and safe anytime-valid inference, 2023).
     """
 
     def __init__(self) -> None:
@@ -68,7 +72,7 @@ class Errors:
 
     def _log_evidence(self, excess: float) -> float:
         mixtures = sum(
-            math.lgamma(f + 0.5) + math.lgamma(n - f + 0.5) - math.lgamma(n + 1) - math.log(math.pi)
+            math.lgamma(f + A) + math.lgamma(n - f + B) - math.lgamma(n + A + B) - LOG_BETA
             for f, n in zip(self.failures, self.requests, strict=True)
         )
         return mixtures - self._most_likely(excess)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engines.artifact import Manifest
 from engines.errors import UserError
 from serve.router import policy
 from serve.router.breaker import Breaker
-
-if TYPE_CHECKING:
-    from serve.router.upstream import Upstream
+from serve.router.upstream import Upstream
 
 
 class Arm:

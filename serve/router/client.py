@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import httptools
 
 from engines.errors import UserError
 from serve.router.exchange import Exchange
 from serve.router.head import Head, Request
+from serve.router.live import Live
 from serve.router.messages import RefusedError, answer, error_body
 from serve.router.mirror import mirror
 from serve.router.record import Record
+from serve.router.router import Router
 from serve.router.upstream import HIGH_WATER
-
-if TYPE_CHECKING:
-    from serve.router.live import Live
-    from serve.router.router import Router
 
 LINGER_S = 2.0  # who still sends gets to read why it was refused, before the connection is cut
 OWN = (b"/health", b"/ready")  # answered by the router itself

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from serve.router.arm import Arm
+from serve.router.head import Request
+from serve.router.live import Live
 from serve.router.messages import LAST_CHUNK, chunk, error_event
 from serve.router.record import Record
 from serve.router.upstream import Upstream
-
-if TYPE_CHECKING:
-    from serve.router.arm import Arm
-    from serve.router.head import Request
-    from serve.router.live import Live
 
 
 class Sink(Protocol):

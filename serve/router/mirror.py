@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from serve.router.exchange import Exchange
 from serve.router.record import Record
-
-if TYPE_CHECKING:
-    from serve.router.router import Router
+from serve.router.router import Router
 
 
 class Nobody:

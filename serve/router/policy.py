@@ -157,7 +157,7 @@ class Rollout(Section):
         tuple(map(Decimal, (1, 5, 10, 25, 50, 100))), min_length=1, description="Its percent, rising."
     )
     dwell_s: Seconds = Field(600.0, description="At each step, at least.")
-    min_requests: PositiveInt = Field(400, description="Of the candidate at each step, at least.")
+    min_requests: PositiveInt = Field(500, description="Of the candidate at each step, at least.")
     error_points: PositiveFloat = Field(2.0, description="More failures than the baseline that are caught.")
     latency_ratio: float = Field(1.15, gt=1, description="Of ttft and e2e to the baseline's that is caught.")
     gate: str | None = Field(

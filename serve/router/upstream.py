@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import httptools
 
+from serve.router.head import Request
 from serve.router.messages import HOP_BY_HOP, named_by_connection
-
-if TYPE_CHECKING:
-    from serve.router.arm import Arm
-    from serve.router.exchange import Exchange
 
 HIGH_WATER = 65_536  # bytes that wait to be sent before the other side is asked to pause
 MAX_HEAD = 65_536
+
+
+class Pool(Protocol):
+    """An arm: where it is, its idle connections, and the headers it may not set itself."""
+
+    host: str
+    port: int
+    told: frozenset[bytes]
+    idle: list[Upstream]
+
+
+class Asker(Protocol):
+    """An exchange: what a connection tells it."""
+
+    request: Request
+    sent: bool  # the whole request
+
+    def connected(self) -> None: ...
+    def congested(self) -> None: ...
+    def relieved(self) -> None: ...
+    def lost(self, why: str) -> None: ...
+    def answer_head(
+        self, status: int, reason: bytes, lines: list[bytes], length: bytes | None, event_stream: bool
+    ) -> None: ...
+    def answer_body(self, data: bytes) -> None: ...
+    def answer_end(self) -> None: ...
+    def flush(self) -> None: ...
 
 
 class Upstream(asyncio.Protocol):
@@ -38,9 +62,9 @@ class Upstream(asyncio.Protocol):
         "until_close",
     )
 
-    def __init__(self, arm: Arm, exchange: Exchange) -> None:
+    def __init__(self, arm: Pool, exchange: Asker) -> None:
         self.arm = arm
-        self.exchange: Exchange | None = exchange
+        self.exchange: Asker | None = exchange
         self.transport: asyncio.Transport | None = None
         self.unsent: list[bytes] = []
         self.parser = httptools.HttpResponseParser(self)
@@ -48,7 +72,7 @@ class Upstream(asyncio.Protocol):
         self._expect()
         self.connecting = asyncio.get_running_loop().create_task(self._connect())
 
-    def reuse(self, exchange: Exchange) -> None:
+    def reuse(self, exchange: Asker) -> None:
         """Takes the next exchange."""
         self.exchange = exchange
         self.reused = True
