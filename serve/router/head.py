@@ -10,6 +10,7 @@ from serve.router.policy import Limits
 
 # Read by the router itself; each is known by name once a head is complete.
 NOTED = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
+NOT_PASSED = HOP_BY_HOP | {b"host", b"expect"}
 HOST = re.compile(rb"[A-Za-z0-9._~:\[\]-]+")
 TARGET = re.compile(rb"/[!-~]*")
 
@@ -28,11 +29,12 @@ class Request(NamedTuple):
 class Head:
     """Gathers one head from the parser. `seen` has the noted headers, the values of repeated ones joined."""
 
-    __slots__ = ("_fields", "_noted", "seen", "target")
+    __slots__ = ("_fields", "_names", "_noted", "seen", "target")
 
     def __init__(self, noted: frozenset[bytes]) -> None:
         self._noted = noted
-        self._fields: list[tuple[bytes, bytes]] = []
+        self._names: list[bytes] = []  # in lower case, of four fields each
+        self._fields: list[bytes] = []
         self.seen: dict[bytes, bytes] = {}
         self.target = b""
 
@@ -42,12 +44,13 @@ class Head:
         if lower in self._noted:
             value = value.strip(b" \t")
             self.seen[lower] = self.seen[lower] + b", " + value if lower in self.seen else value
-        if lower not in HOP_BY_HOP and lower != b"host" and lower != b"expect":
-            self._fields.append((lower, b"%b: %b\r\n" % (name, value)))
+        if lower not in NOT_PASSED:
+            self._names.append(lower)
+            self._fields += (name, b": ", value, b"\r\n")
 
     def request(self, method: bytes, version: str, keep_alive: bool, limits: Limits) -> Request:
         """The whole head, checked. Raises RefusedError on what two servers could read in two ways."""
-        seen, fields = self.seen, self._fields
+        seen, lines = self.seen, self._fields
         length, coding = seen.get(b"content-length"), seen.get(b"transfer-encoding")
         if version not in ("1.1", "1.0"):
             raise RefusedError(400, "expected HTTP/1.1")
@@ -63,8 +66,9 @@ class Head:
             raise RefusedError(413, f"the body is larger than {limits.body_bytes} bytes")
         if seen.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise RefusedError(417, "expected no Expect header but 100-continue")
-        drop = named_by_connection(seen[b"connection"]) if b"connection" in seen else ()
-        lines = [line for lower, line in fields if lower not in drop]
+        if b"connection" in seen and (drop := named_by_connection(seen[b"connection"]) - NOT_PASSED):
+            kept = [number for number, name in enumerate(self._names) if name not in drop]
+            lines = [part for number in kept for part in self._fields[4 * number : 4 * number + 4]]
         if coding is not None:
             lines.append(b"transfer-encoding: chunked\r\n")
         elif length is not None:

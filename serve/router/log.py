@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,10 @@ class Log:
 
 def line(record: Record, offset: float) -> dict[str, Any]:
     """A record under its public names, without what is not known. `offset` makes its times Unix time."""
+    started = record.started + offset
     path, _, _ = record.target.partition(b"?")
     fields = {
-        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.started + offset))
-        + f"{(record.started + offset) % 1:.3f}Z"[1:],
+        "timestamp": f"{_second(int(started))}.{int(started % 1 * 1000):03d}Z",
         "client.address": record.address,
         "http.request.method": record.method.decode("latin-1") or None,
         "url.path": path.decode("latin-1") or None,
@@ -121,6 +122,12 @@ def line(record: Record, offset: float) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+@lru_cache(maxsize=16)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+@lru_cache(maxsize=10_000)
 def pseudonym(key: bytes, experiment: str) -> str:
     """What stands for a user in the log: the same within an experiment, not the same across them."""
     return blake2b(key, digest_size=12, key=experiment.encode()).hexdigest()
