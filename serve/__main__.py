@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     commands = {
         "router": router.route,
+        "up": router.up,
         "compile": router.compile_,
         "rollout": router.rollout,
         "report": router.report,

@@ -176,6 +176,26 @@ def test_gateway_api_routes() -> None:
     assert split["filters"][0]["requestMirror"]["fraction"] == {"numerator": 100, "denominator": 10000}
 
 
+def test_istio_routes() -> None:
+    policy = parse_policy(
+        "experiment: e\nbaseline: b\narms:\n"
+        '  a: {url: "http://arm-a.models.svc.cluster.local:8000"}\n  b: {url: "http://arm-b:8000"}\n'
+        "split: {mode: random, weights: {a: 2.5, b: 97.5}}\n"
+        "groups: [{header: x-team, values: [qa, qb], arm: a}]\nmirror: {arm: a, percent: 1.25}\n"
+    )
+    (text,) = compile_policy(policy, "istio", "models.example:80").values()
+    spec = yaml.safe_load(text)["spec"]
+    assert spec["hosts"] == ["models.example"]
+    group, split = spec["http"]
+    assert [match["headers"]["x-team"] for match in group["match"]] == [{"exact": "qa"}, {"exact": "qb"}]
+    assert [(to["destination"]["host"], to["weight"]) for to in split["route"]] == [
+        ("arm-a.models.svc.cluster.local", 250),
+        ("arm-b", 9750),
+    ]
+    assert split["mirrors"][0]["percentage"] == {"value": 1.25}
+    assert "mirrors" not in group
+
+
 BASE = {
     "experiment": "e",
     "baseline": "b",
@@ -193,12 +213,12 @@ BASE = {
         ("nginx haproxy envoy", {"arms": {n: {"url": f"http://x:{ord(n)}"} for n in "ab"}}, "first_byte_s"),
         ("haproxy", {"mirror": {"arm": "a", "percent": 1}}, "a mirror"),
         (
-            "envoy gateway-api",
+            "envoy gateway-api istio",
             {"fallback": ["b"], "split": {"mode": "random", "weights": {"b": 100}}},
             "fallback",
         ),
         ("envoy", {"groups": [{"cidr": ["fd00::/8"], "arm": "a"}]}, "IPv6"),
-        ("gateway-api", {}, "a sticky split"),
+        ("gateway-api istio", {}, "a sticky split"),
     ],
 )
 def test_what_a_target_cannot_express_is_refused(targets: str, change: dict[str, object], told: str) -> None:
@@ -209,4 +229,4 @@ def test_what_a_target_cannot_express_is_refused(targets: str, change: dict[str,
 
 
 def test_every_target_is_tried() -> None:
-    assert set(TARGETS) == {*PROXIES, "gateway-api"}
+    assert set(TARGETS) == {*PROXIES, "gateway-api", "istio"}

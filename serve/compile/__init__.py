@@ -11,6 +11,7 @@ from collections.abc import Callable
 from serve.compile.envoy import envoy
 from serve.compile.gateway_api import gateway_api
 from serve.compile.haproxy import haproxy
+from serve.compile.istio import istio
 from serve.compile.nginx import nginx
 from serve.router.policy import Policy
 
@@ -19,6 +20,7 @@ TARGETS: dict[str, Callable[[Policy, str], dict[str, str]]] = {
     "haproxy": haproxy,
     "envoy": envoy,
     "gateway-api": gateway_api,
+    "istio": istio,
 }
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TARGETS = ("nginx", "haproxy", "envoy", "gateway-api")
+TARGETS = ("nginx", "haproxy", "envoy", "gateway-api", "istio")
 
 
 def add_commands(commands: Any) -> None:
@@ -33,6 +33,14 @@ def add_commands(commands: Any) -> None:
     router.add_argument("--log-stdout", action="store_true", help="the same lines on stdout")
     router.add_argument(
         "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
+    )
+
+    together = commands.add_parser("up", help="start the arms of a policy, and its router")
+    together.add_argument("policy", type=Path, metavar="POLICY", help="YAML file; its arms have artifacts")
+    together.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    together.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
+    together.add_argument(
+        "--state", type=Path, default=Path("router-state"), metavar="DIR", help="default router-state"
     )
 
     compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
@@ -94,6 +102,13 @@ def route(options: argparse.Namespace) -> None:
             drain_s=options.drain,
         )
     )
+
+
+def up(options: argparse.Namespace) -> None:
+    """Arms and router, until they are told to stop."""
+    from serve.up import up
+
+    up(options)
 
 
 def compile_(options: argparse.Namespace) -> None:
