@@ -204,7 +204,7 @@ def answers(body: bytes, status: int = 200, headers: bytes = b"") -> Script:
 
 
 @asynccontextmanager
-async def routing(folder: Path, policy: str) -> AsyncIterator[Running]:
+async def routing(folder: Path, policy: str, otlp: str | None = None) -> AsyncIterator[Running]:
     """A router under a policy; its log is folder/log, its token `token`."""
     file, token = folder / "policy.yaml", folder / "token"
     file.write_text(policy)
@@ -219,6 +219,7 @@ async def routing(folder: Path, policy: str) -> AsyncIterator[Running]:
         state=folder / "state",
         log=folder / "log",
         log_stdout=False,
+        otlp=otlp,
         drain_s=0.0,
     )
     async with serving(options) as running:

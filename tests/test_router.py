@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -417,6 +419,40 @@ def test_a_hung_arm_is_waited_for_no_longer_than_said(
     assert line["error.type"] == error
 
 
+def test_a_router_that_stood_still_reads_before_it_gives_up(tmp_path: Path) -> None:
+    """What came while the process did not run is taken before anyone's time is said to be up."""
+
+    class Waiting:
+        busy = False
+        deadline = 0.0
+        expired = False
+
+        def expire(self) -> None:
+            self.expired = True
+
+        def cut(self) -> None:
+            pass
+
+    async def test() -> None:
+        async with scripted_arm(answers(b"ok")) as a, routing(tmp_path, policy_text(a)) as router:
+            waiting = Waiting()
+            waiting.deadline = time.monotonic() + 0.3
+            shared = router.control.router
+            shared.watched.add(waiting)
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.35, lambda: shared.watched.discard(waiting))  # its answer
+            loop.call_soon(time.sleep, 1.0)
+            await asyncio.sleep(1.1)
+            assert not waiting.expired
+            waiting.deadline = 0.0
+            shared.watched.add(waiting)
+            while not waiting.expired:
+                await asyncio.sleep(0.01)
+            shared.watched.discard(waiting)
+
+    run(test())
+
+
 def test_breaker_opens_and_one_trial_closes_it(tmp_path: Path) -> None:
     async def test() -> None:
         async with (
@@ -592,6 +628,35 @@ def test_the_log_has_the_public_names(tmp_path: Path) -> None:
         }
         == line
     )
+
+
+def test_the_log_reaches_a_collector(tmp_path: Path) -> None:
+    """Read with OpenTelemetry's protocol definitions, as a collector does."""
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+    async def test() -> None:
+        async with (
+            scripted_arm(answers(b"")) as collector,
+            scripted_arm(answers(b'{"model": "m"}')) as a,
+        ):
+            async with routing(tmp_path, policy_text(a), otlp=collector.url) as router:
+                await ask(router.port, request(b'{"model": "m"}', X_User_Id="anna"))
+                exported = router.control.router.observers[-1].__self__  # type: ignore[attr-defined]
+                await asyncio.to_thread(exported._provider.force_flush)
+            sent = ExportLogsServiceRequest()
+            sent.ParseFromString(gzipped(collector.asked[0]))
+            (told,) = sent.resource_logs[0].scope_logs[0].log_records
+            attributes = {item.key: item.value for item in told.attributes}
+            assert attributes["feature_flag.result.variant"].string_value == "a"
+            assert attributes["gen_ai.request.model"].string_value == "m"
+            assert attributes["http.response.status_code"].int_value == 200
+            assert "anna" not in str(sent)
+
+    run(test())
+
+
+def gzipped(asked: Asked) -> bytes:
+    return gzip.decompress(asked.body) if asked.header("content-encoding") == ["gzip"] else asked.body
 
 
 def test_faults_and_reloads_lose_only_what_was_on_the_broken_wire(tmp_path: Path) -> None:

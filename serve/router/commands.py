@@ -31,6 +31,7 @@ def add_commands(commands: Any) -> None:
     )
     router.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request, rotated by size")
     router.add_argument("--log-stdout", action="store_true", help="the same lines on stdout")
+    router.add_argument("--otlp", metavar="URL", help="the same lines to a collector, http://HOST:4318")
     router.add_argument(
         "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
     )
@@ -99,6 +100,7 @@ def route(options: argparse.Namespace) -> None:
             state=options.state,
             log=options.log,
             log_stdout=options.log_stdout,
+            otlp=options.otlp,
             drain_s=options.drain,
         )
     )

@@ -283,7 +283,7 @@ class Exchange:
             self.arm.in_flight -= 1
         self.arm = self.upstream = None
         self.record.status = status
-        self.record.error = error
+        self.record.error = error or (str(status) if status >= 500 else None)  # as OpenTelemetry has it
         self.record.ended = time.monotonic()
         self.live.observe(self.record)
 

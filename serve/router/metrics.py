@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from serve.router.arm import Arm
-from serve.router.record import Record
+from serve.router.record import Record, counts_against_arm
 
 TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 ITL = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
@@ -35,6 +35,7 @@ class ArmMetrics:
         self.requests: Counter[int] = Counter()  # by status
         self.errors: Counter[str] = Counter()  # by type
         self.fallbacks: Counter[str] = Counter()  # by why the arm did not answer
+        self.failures = 0  # what counts against the arm
         self.tokens: Counter[str] = Counter()
         self.ttft = Histogram(TTFT)
         self.itl = Histogram(ITL)
@@ -56,6 +57,8 @@ class Metrics:
             arm.errors[record.error] += 1
         if record.fallback:
             arm.fallbacks[record.fallback] += 1
+        if counts_against_arm(record.status, record.error, record.fallback):
+            arm.failures += 1
         if record.output_tokens is not None:
             arm.tokens["output"] += record.output_tokens
             arm.tokens["input"] += record.input_tokens or 0
@@ -69,8 +72,7 @@ class Metrics:
     def totals(self, arm: str) -> dict[str, int]:
         """Requests assigned to an arm since the start, and those of them it failed."""
         found = self._arms.get((arm, False)) or ArmMetrics()
-        failed = sum(found.errors.values()) + sum(found.fallbacks.values())
-        return {"requests": found.requests.total(), "failed": failed}
+        return {"requests": found.requests.total(), "failed": found.failures}
 
     def text(self, arms: dict[str, Arm], version: int, dropped: int) -> str:
         """Everything in Prometheus' text format 0.0.4."""
@@ -79,7 +81,7 @@ class Metrics:
     def _lines(self, arms: dict[str, Arm], version: int, dropped: int) -> Iterator[str]:
         for name, attribute, label, told in (
             ("router_requests_total", "requests", "status", "Requests by assigned arm and status."),
-            ("router_errors_total", "errors", "type", "Requests that did not end with a whole answer."),
+            ("router_errors_total", "errors", "type", "Requests that did not end well, by error.type."),
             ("router_fallbacks_total", "fallbacks", "reason", "Requests another arm had to answer."),
             ("router_tokens_total", "tokens", "kind", "Tokens told by the arms' usage."),
         ):
@@ -87,6 +89,10 @@ class Metrics:
             for (assigned, mirror), metrics in self._arms.items():
                 for kind, count in getattr(metrics, attribute).items():
                     yield f'{name}{{{_labels(assigned, mirror)},{label}="{kind}"}} {count}\n'
+        yield "# HELP router_failures_total Requests that count against the arm.\n"
+        yield "# TYPE router_failures_total counter\n"
+        for (assigned, mirror), metrics in self._arms.items():
+            yield f"router_failures_total{{{_labels(assigned, mirror)}}} {metrics.failures}\n"
         for name, attribute, told in (
             ("gen_ai_server_time_to_first_token_seconds", "ttft", "To the first piece of an answer."),
             ("gen_ai_server_time_per_output_token_seconds", "itl", "Between two tokens."),

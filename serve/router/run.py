@@ -23,6 +23,7 @@ from serve.router.client import Client
 from serve.router.control import Control, open_router
 from serve.router.health import check_forever
 from serve.router.log import Log
+from serve.router.otlp import Exporter
 from serve.router.versions import Versions
 
 BACKLOG = 4096
@@ -41,6 +42,7 @@ class Options:
     state: Path
     log: Path | None
     log_stdout: bool
+    otlp: str | None
     drain_s: float
 
 
@@ -87,6 +89,7 @@ async def serving(options: Options) -> AsyncIterator[Running]:
     """A router with both ports open; at the end it takes no more and drains."""
     loop = asyncio.get_running_loop()
     token = _token(options.admin_token_file)
+    exporter = Exporter(options.otlp) if options.otlp else None
     log = Log(options.log, stdout=options.log_stdout)
     try:
         versions = Versions(options.state)
@@ -97,6 +100,8 @@ async def serving(options: Options) -> AsyncIterator[Running]:
         )
         rollout = Driver(control, options.state, _tell)
         router.observers.append(rollout.observe)
+        if exporter:
+            router.observers.append(exporter.write)
         admin = await asyncio.start_server(
             Admin(control, rollout, token), options.admin_host, options.admin_port
         )
@@ -114,6 +119,8 @@ async def serving(options: Options) -> AsyncIterator[Running]:
                 task.cancel()
     finally:
         log.close()
+        if exporter:
+            exporter.close()
 
 
 async def _reload(control: Control, file: Path) -> None:
