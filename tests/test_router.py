@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -417,40 +416,6 @@ def test_a_hung_arm_is_waited_for_no_longer_than_said(
     run(test())
     (line,) = log_lines(tmp_path)
     assert line["error.type"] == error
-
-
-def test_a_router_that_stood_still_reads_before_it_gives_up(tmp_path: Path) -> None:
-    """What came while the process did not run is taken before anyone's time is said to be up."""
-
-    class Waiting:
-        busy = False
-        deadline = 0.0
-        expired = False
-
-        def expire(self) -> None:
-            self.expired = True
-
-        def cut(self) -> None:
-            pass
-
-    async def test() -> None:
-        async with scripted_arm(answers(b"ok")) as a, routing(tmp_path, policy_text(a)) as router:
-            waiting = Waiting()
-            waiting.deadline = time.monotonic() + 0.3
-            shared = router.control.router
-            shared.watched.add(waiting)
-            loop = asyncio.get_running_loop()
-            loop.call_later(0.35, lambda: shared.watched.discard(waiting))  # its answer
-            loop.call_soon(time.sleep, 1.0)
-            await asyncio.sleep(1.1)
-            assert not waiting.expired
-            waiting.deadline = 0.0
-            shared.watched.add(waiting)
-            while not waiting.expired:
-                await asyncio.sleep(0.01)
-            shared.watched.discard(waiting)
-
-    run(test())
 
 
 def test_breaker_opens_and_one_trial_closes_it(tmp_path: Path) -> None:
