@@ -21,9 +21,9 @@ from serve.router.policy import Policy
 from serve.router.reading import parse_policy
 from tests.proxies import binary, check_command, proxy
 from tests.scripted_arm import answers, read_answer, scripted_arm
+from tests.test_policy import SMALLEST
 
 PROXIES = ("nginx", "haproxy", "envoy")
-TIMEOUTS = "timeouts: {first_byte_s: 60}"
 SPLITS = {
     "tenth": 'experiment: one\nsplit: {key: "header:x-user-id", weights: {a: 10, b: 90}}\n',
     "hundredths": "experiment: two\n"
@@ -64,7 +64,7 @@ async def policy_of(split: str) -> AsyncIterator[Policy]:
         scripted_arm(answers(b"c")) as c,
     ):
         arms = "".join(
-            f'  {name}: {{url: "{arm.url}", digest: "sha256:{name}", {TIMEOUTS}}}\n'
+            f'  {name}: {{url: "{arm.url}", digest: "sha256:{name}"}}\n'
             for name, arm in (("a", a), ("b", b), ("c", c))
         )
         yield parse_policy(f"baseline: b\narms:\n{arms}{SPLITS[split]}")
@@ -149,7 +149,7 @@ def test_programs_accept_their_files(target: str, tmp_path: Path) -> None:
     more = "fallback: [b]\n" if target != "envoy" else "mirror: {arm: c, percent: 5}\n"
     policy = parse_policy(
         "baseline: b\narms:\n"
-        + "".join(f'  {name}: {{url: "http://127.0.0.1:1", {TIMEOUTS}}}\n' for name in "abc")
+        + "".join(f'  {name}: {{url: "http://127.0.0.1:1"}}\n' for name in "abc")
         + SPLITS["rules"]
         + more
     )
@@ -196,10 +196,11 @@ def test_istio_routes() -> None:
     assert "mirrors" not in group
 
 
+HASTY = {"url": "http://x:1", "timeouts": {"idle_s": 9}}
 BASE = {
     "experiment": "e",
     "baseline": "b",
-    "arms": {name: {"url": f"http://arm-{name}:80", "timeouts": {"first_byte_s": 60}} for name in "ab"},
+    "arms": {name: {"url": f"http://arm-{name}:80"} for name in "ab"},
     "split": {"mode": "sticky", "key": "header:x-u", "weights": {"a": 10, "b": 90}},
 }
 
@@ -210,7 +211,11 @@ BASE = {
         ("nginx haproxy envoy", {"split": BASE["split"] | {"key": "user"}}, "in the body"),
         ("nginx haproxy envoy", {"arms": {**BASE["arms"], "a": {"artifact": "x"}}}, "without a url"),
         ("nginx haproxy envoy", {"region": {"database": "x.mmdb"}}, "region.database"),
-        ("nginx haproxy envoy", {"arms": {n: {"url": f"http://x:{ord(n)}"} for n in "ab"}}, "first_byte_s"),
+        (
+            "nginx haproxy envoy",
+            {"arms": dict.fromkeys("ab", HASTY)},
+            "first_byte_s",
+        ),
         ("haproxy", {"mirror": {"arm": "a", "percent": 1}}, "a mirror"),
         (
             "envoy gateway-api istio",
@@ -226,6 +231,11 @@ def test_what_a_target_cannot_express_is_refused(targets: str, change: dict[str,
     for target in targets.split():
         with pytest.raises(UserError, match=f"{target} cannot express .*{told}"):
             compile_policy(policy, target, "127.0.0.1:80")
+
+
+@pytest.mark.parametrize("target", PROXIES)
+def test_the_smallest_policy_compiles(target: str) -> None:
+    assert compile_policy(parse_policy(SMALLEST), target, "127.0.0.1:80")
 
 
 def test_every_target_is_tried() -> None:

