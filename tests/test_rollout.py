@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from engines.errors import UserError
 from serve.__main__ import main
 from serve.rollout import simulate
 from serve.rollout.driver import gate_refusal, seen
@@ -242,6 +243,19 @@ def test_a_ramp_from_start_to_all(tmp_path: Path) -> None:
             async with routing(tmp_path, text) as router:
                 assert router.rollout.state.status == "done"
                 assert (await ask(router.port, request())).body == b"a"
+
+    run(test())
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"other": 1}'])
+def test_a_damaged_state_is_refused(content: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with scripted_arm(answers(b"a")) as a:
+            (tmp_path / "state").mkdir()
+            (tmp_path / "state" / "rollout.json").write_text(content)
+            with pytest.raises(UserError, match="damaged"):
+                async with routing(tmp_path, policy_text(a)):
+                    pass
 
     run(test())
 

@@ -84,6 +84,6 @@ def table(found: dict[str, Figures], beside: str = "nginx") -> list[dict[str, An
         )
     base = next((row for row in rows if row["name"] == beside), None)
     for row in rows:
-        row["cpu_ratio"] = round(row["cpu_us"] / base["cpu_us"], 2) if base else None
-        row["p50_ratio"] = round(row["added_p50_us"] / base["added_p50_us"], 2) if base else None
+        for ratio, what in (("cpu_ratio", "cpu_us"), ("p50_ratio", "added_p50_us")):
+            row[ratio] = round(row[what] / base[what], 2) if base and base[what] else None
     return rows

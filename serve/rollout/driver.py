@@ -41,7 +41,7 @@ class Driver:
         self._control = control
         self._file = folder / "rollout.json"
         self._tell = tell
-        self.state = State(**json.loads(self._file.read_text())) if self._file.is_file() else State()
+        self.state = _read(self._file) if self._file.is_file() else State()
         self._begin()
 
     def _begin(self) -> None:
@@ -169,6 +169,13 @@ class Driver:
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps(asdict(state)))
         new.replace(self._file)
+
+
+def _read(file: Path) -> State:
+    try:
+        return State(**json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f"{file} is damaged: expected status and reason; remove it") from None
 
 
 def seen(record: Record, candidate: str) -> Seen:
