@@ -124,6 +124,28 @@ def parser() -> argparse.ArgumentParser:
     load.add_argument("--seed", type=int, default=0, metavar="S", help="of the questions; default 0")
     load.add_argument("--api-key-file", type=Path, metavar="FILE", help="the key that the server asks for")
     load.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    router = commands.add_parser("router", help="measure the router beside other proxies")
+    router.add_argument(
+        "--peers",
+        nargs="+",
+        default=["nginx", "haproxy"],
+        choices=("nginx", "haproxy", "envoy"),
+        metavar="PEER",
+        help="nginx, haproxy, envoy; default the first two",
+    )
+    router.add_argument("--requests", type=_positive, default=20_000, metavar="N", help="default 20000")
+    router.add_argument(
+        "--streams", type=_natural, default=5000, metavar="N", help="held at once; default 5000"
+    )
+    router.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
+    router.add_argument(
+        "--work",
+        type=Path,
+        default=Path("artifacts/.router-bench"),
+        metavar="DIR",
+        help="configurations and logs",
+    )
+    router.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     micro = commands.add_parser("micro", help="train the embedded checkpoint again")
     micro.add_argument("-o", "--out", type=Path, default=Path("micro-checkpoint"), metavar="DIR")

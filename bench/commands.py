@@ -204,6 +204,25 @@ def load(options: Namespace) -> int:
     return int(any(entry["errors"] for entry in found))
 
 
+def router(options: Namespace) -> int:
+    """A line for each proxy, ratios to nginx."""
+    from bench.router.run import measure, table
+
+    found = measure(
+        ["router", *options.peers], options.requests, options.streams, options.rounds, options.work
+    )
+    rows = table(found)
+    for row in rows:
+        print(
+            f"{row['name']:8} CPU per request {row['cpu_us']:7.1f} us (x {row['cpu_ratio']}), added p50 "
+            f"{row['added_p50_us']:7.1f} us (x {row['p50_ratio']}), "
+            f"per held stream {row['stream_bytes']} bytes, {row['streams_lost']} streams lost"
+        )
+    if options.json:
+        print(json.dumps({"requests": options.requests, "streams": options.streams, "rows": rows}))
+    return 0
+
+
 def micro(options: Namespace) -> int:
     """Trains the embedded checkpoint from nothing."""
     from bench.micro.train import train

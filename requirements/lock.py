@@ -25,7 +25,7 @@ def declared() -> dict[str, list[str]]:
     own = [line for line in extras["dev"] if not line.startswith(project["name"])]
     return {
         "serve": project["dependencies"],
-        "dev": project["dependencies"] + extras["build"] + extras["tensorrt"] + own,
+        "dev": project["dependencies"] + extras["build"] + extras["tensorrt"] + extras["otlp"] + own,
     }
 
 

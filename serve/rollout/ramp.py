@@ -1,0 +1,38 @@
+"""What a rollout does next: a pure function of plan, evidence and time."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from serve.rollout.guard import Guard
+
+
+class Decision(NamedTuple):
+    """`percent` is the candidate's new share where it changes."""
+
+    action: Literal["wait", "hold", "advance", "rollback", "done"]
+    reason: str
+    percent: Decimal | None = None
+
+
+def decide(guard: Guard, percent: Decimal, dwelt_s: float, gate: str | None) -> Decision:
+    """`gate` tells why the offline gate does not allow 100 %, or is None where it does."""
+    plan = guard.plan
+    if why := guard.alarm():
+        return Decision("rollback", why, Decimal(0))
+    if guard.mismatch.shown():
+        users = guard.mismatch.users
+        return Decision("hold", f"sample-ratio mismatch: {users[1]} of {sum(users)} users at {percent} %")
+    higher = [step for step in plan.steps if step > percent]
+    if not higher:
+        return Decision("done", f"the candidate has {percent} %")
+    if dwelt_s < plan.dwell_s:
+        return Decision("wait", f"{dwelt_s:.0f} of {plan.dwell_s:.0f} s at {percent} %")
+    if guard.step_requests < plan.min_requests:
+        return Decision(
+            "wait", f"{guard.step_requests} of {plan.min_requests} requests of the candidate at {percent} %"
+        )
+    if higher[0] == 100 and gate:
+        return Decision("hold", gate)
+    return Decision("advance", f"{guard.step_requests} requests at {percent} % without an alarm", higher[0])

@@ -1,0 +1,34 @@
+"""A rollout from the command line: one request to a running router's admin port."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from engines.errors import UserError
+
+
+def ask(admin: str, token_file: Path, action: str) -> Any:
+    """The answer. Raises UserError on a refusal, or where nobody answers."""
+    try:
+        token = token_file.read_text().strip()
+    except FileNotFoundError:
+        raise UserError(
+            f"no token {token_file}: expected the router's; name it by --admin-token-file"
+        ) from None
+    path, method = ("/rollout", "GET") if action == "status" else (f"/rollout/{action}", "POST")
+    try:
+        request = urllib.request.Request(
+            admin.rstrip("/") + path, method=method, headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise UserError(json.load(error)["error"]["message"]) from None
+    except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"no router answers at {admin}: {error}") from None

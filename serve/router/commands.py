@@ -1,0 +1,185 @@
+"""The router's part of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+TARGETS = ("nginx", "haproxy", "envoy", "gateway-api", "istio")
+
+
+def add_commands(commands: Any) -> None:
+    """Adds router, compile and schema to `python -m serve`."""
+    router = commands.add_parser("router", help="share requests among arms, as a policy says")
+    router.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
+    router.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    router.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
+    router.add_argument("--admin-host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    router.add_argument("--admin-port", type=int, default=8090, metavar="N", help="default 8090")
+    router.add_argument(
+        "--admin-token-file", type=Path, metavar="FILE", help="default STATE/admin-token, made when missing"
+    )
+    router.add_argument(
+        "--state",
+        type=Path,
+        default=Path("router-state"),
+        metavar="DIR",
+        help="keeps versions and the audit log; default router-state",
+    )
+    router.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request, rotated by size")
+    router.add_argument("--log-stdout", action="store_true", help="the same lines on stdout")
+    router.add_argument("--otlp", metavar="URL", help="the same lines to a collector, http://HOST:4318")
+    router.add_argument(
+        "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
+    )
+
+    together = commands.add_parser("up", help="start the arms of a policy, and its router")
+    together.add_argument("policy", type=Path, metavar="POLICY", help="YAML file; its arms have artifacts")
+    together.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    together.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
+    together.add_argument(
+        "--state", type=Path, default=Path("router-state"), metavar="DIR", help="default router-state"
+    )
+
+    compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
+    compiled.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
+    compiled.add_argument("--to", required=True, choices=TARGETS, help="proxy to write for")
+    compiled.add_argument(
+        "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default 127.0.0.1:8080"
+    )
+    compiled.add_argument("-o", "--out", type=Path, metavar="DIR", help="default stdout")
+
+    rollout = commands.add_parser("rollout", help="grow one arm, step by step, while guards watch")
+    rollout.add_argument("action", choices=("start", "status", "pause", "promote", "rollback"))
+    rollout.add_argument(
+        "--admin", default="http://127.0.0.1:8090", metavar="URL", help="default http://127.0.0.1:8090"
+    )
+    rollout.add_argument(
+        "--admin-token-file",
+        type=Path,
+        default=Path("router-state/admin-token"),
+        metavar="FILE",
+        help="default router-state/admin-token",
+    )
+
+    report = commands.add_parser("report", help="what a router's logs say of its arms, as one page")
+    report.add_argument("logs", type=Path, nargs="+", metavar="LOGS", help="files, rotated ones too")
+    report.add_argument("--baseline", metavar="ARM", help="default the policy's, or the arm most asked")
+    report.add_argument("--experiment", metavar="NAME", help="needed where the logs have several")
+    report.add_argument(
+        "--state", type=Path, metavar="DIR", help="the router's: its policies tell the shares to expect"
+    )
+    report.add_argument(
+        "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default report.html"
+    )
+    report.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+    simulated = commands.add_parser("simulate", help="what the guards do to candidates whose truth is known")
+    simulated.add_argument("--experiments", type=int, default=1000, metavar="N", help="each; default 1000")
+    simulated.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    simulated.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+    commands.add_parser("schema", help="the JSON Schema of policies")
+
+
+def route(options: argparse.Namespace) -> None:
+    """The router, until it is told to stop."""
+    from serve.router.run import Options, run
+
+    run(
+        Options(
+            policy=options.policy,
+            host=options.host,
+            port=options.port,
+            admin_host=options.admin_host,
+            admin_port=options.admin_port,
+            admin_token_file=options.admin_token_file or options.state / "admin-token",
+            state=options.state,
+            log=options.log,
+            log_stdout=options.log_stdout,
+            otlp=options.otlp,
+            drain_s=options.drain,
+        )
+    )
+
+
+def up(options: argparse.Namespace) -> None:
+    """Arms and router, until they are told to stop."""
+    from serve.up import up
+
+    up(options)
+
+
+def compile_(options: argparse.Namespace) -> None:
+    """A policy's text for a proxy, to files or stdout."""
+    from serve.compile import compile_policy
+    from serve.router.reading import read_policy
+
+    files = compile_policy(read_policy(options.policy), options.to, options.listen)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (options.out / name).write_text(text)
+            print(options.out / name)
+        return
+    for name, text in files.items():
+        if len(files) > 1:
+            print(f"==> {name}", file=sys.stderr)
+        sys.stdout.write(text)
+
+
+def rollout(options: argparse.Namespace) -> None:
+    """One request to the admin port; its answer to stdout."""
+    from serve.rollout.remote import ask
+
+    print(json.dumps(ask(options.admin, options.admin_token_file, options.action), indent=2))
+
+
+def report(options: argparse.Namespace) -> None:
+    """A page to a file, a verdict for each arm to stdout."""
+    from serve.report.logs import make_report, read_lines
+    from serve.report.page import figures, page
+    from serve.router.reading import parse_policy
+    from serve.router.versions import read_texts
+
+    texts = read_texts(options.state) if options.state else {}
+    policies = {str(version): parse_policy(text) for version, text in texts.items()}
+    baseline = options.baseline or next((policy.baseline for policy in policies.values()), None)
+    made = make_report(read_lines(options.logs), baseline, options.experiment, policies)
+    options.out.write_text(page(made))
+    found = figures(made)
+    for name, comparison in found["comparisons"].items():
+        print(f"{name} against {made.baseline}: {comparison['verdict']}")
+    print(options.out)
+    if options.json:
+        print(json.dumps(found))
+
+
+def simulate(options: argparse.Namespace) -> None:
+    """A line for each truth."""
+    from dataclasses import asdict
+
+    from serve.rollout import simulate
+
+    found = []
+    for truth in simulate.TRUTHS:
+        outcome = simulate.simulate(truth, options.experiments, options.seed)
+        found.append(asdict(outcome))
+        print(
+            f"{outcome.truth}: {outcome.rolled_back} of {outcome.experiments} rolled back "
+            f"({outcome.rolled_back / outcome.experiments:.1%}), {outcome.held} held; median of the "
+            f"candidate's requests until then {outcome.median_requests}, at {outcome.median_percent} %",
+            flush=True,
+        )
+    if options.json:
+        print(json.dumps({"outcomes": found}))
+
+
+def schema(options: argparse.Namespace) -> None:
+    """The JSON Schema of policies, to stdout."""
+    from serve.router.reading import schema
+
+    sys.stdout.write(schema())

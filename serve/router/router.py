@@ -1,0 +1,77 @@
+"""What all connections share: the policy in force, who is watched, where finished requests are told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from serve.router.live import Live, go_live
+from serve.router.log import Log
+from serve.router.metrics import Metrics
+from serve.router.policy import Policy
+from serve.router.record import Record
+
+SWEEP_S = 0.25
+
+
+class Watched(Protocol):
+    deadline: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether someone still waits for an answer."""
+
+    def expire(self) -> None: ...
+    def cut(self) -> None: ...
+
+
+class Router:
+    """`live` is replaced whole: requests already begun keep the policy they began with."""
+
+    def __init__(self, policy: Policy, version: int, log: Log) -> None:
+        self.log = log
+        self.metrics = Metrics()
+        self.observers: list[Callable[[Record], None]] = [self.metrics.observe, log.write]
+        self.closing = False
+        self.watched: set[Watched] = set()
+        self.live: Live = go_live(policy, version, self.observe)
+
+    def prepare(self, policy: Policy, version: int) -> Live:
+        """A policy ready to be switched to. Raises UserError and changes nothing when it cannot be used."""
+        return go_live(policy, version, self.observe, self.live)
+
+    def switch(self, live: Live) -> None:
+        """Puts a policy in force for every request that comes after."""
+        before, self.live = self.live, live
+        kept = set(live.arms.values())
+        for arm in before.arms.values():
+            if arm not in kept:
+                arm.retire()
+
+    def observe(self, record: Record) -> None:
+        """A request has ended."""
+        for observer in self.observers:
+            observer(record)
+
+    async def sweep(self) -> None:
+        """Ends what has waited too long. One look at all of them costs less than a timer for each."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic()
+            for one in [one for one in self.watched if one.deadline < now]:
+                one.expire()
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no more requests and waits, so long at most, for those in flight; then cuts them off."""
+        self.closing = True
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and any(one.busy for one in self.watched):
+            await asyncio.sleep(0.05)
+        for one in list(self.watched):
+            one.cut()
+        while self.watched:  # each leaves when its end is logged
+            await asyncio.sleep(0.01)
+        for arm in self.live.arms.values():
+            arm.retire()

@@ -1,0 +1,114 @@
+"""Versions of the policy on disk: each kept, each change a line in an append-only audit log.
+
+    STATE/policies/000001.yaml    the text of version 1, as it was given
+    STATE/audit.jsonl             one line a change; the last one says what is in force
+
+A version's file is on disk before its line is: after a crash the last whole line holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+from engines.errors import UserError
+
+
+@dataclass(frozen=True)
+class Change:
+    """A line of the audit log. `content` is the version whose text it has: its own, or one gone back to."""
+
+    version: int
+    content: int
+    action: str  # file, put or rollback
+    by: str  # an address, or `file`
+    sha256: str
+    time: str
+
+
+class Versions:
+    """The history in one folder, made when it is not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._policies = folder / "policies"
+        self._audit = folder / "audit.jsonl"
+        self._policies.mkdir(parents=True, exist_ok=True)
+        self.changes = self._read()
+
+    @property
+    def last(self) -> Change | None:
+        """What is in force, or None where nothing ever was."""
+        return self.changes[-1] if self.changes else None
+
+    def text(self, version: int) -> str:
+        """The text of a version. Raises UserError where there is none."""
+        for change in self.changes:
+            if change.version == version:
+                return self._file(change.content).read_text()
+        raise UserError(f"no version {version}; the last is {len(self.changes)}")
+
+    def before(self) -> int:
+        """The version a rollback goes back to: the one before the text in force first was."""
+        if self.last is None or self.last.content == 1:
+            raise UserError("there is no version before this one")
+        return self.last.content - 1
+
+    def put(self, text: str, action: str, by: str) -> Change:
+        """Keeps a new text as the next version. Returns when it is on disk."""
+        version = len(self.changes) + 1
+        temporary = self._file(version).with_suffix(".new")
+        _write(temporary, text.encode(), "wb")
+        temporary.replace(self._file(version))
+        return self._append(version, version, action, by, text)
+
+    def go_back(self, to: int, by: str) -> Change:
+        """Keeps the text of an earlier version as the next one. Returns when it is on disk."""
+        text = self.text(to)
+        return self._append(len(self.changes) + 1, self.changes[to - 1].content, "rollback", by, text)
+
+    def _append(self, version: int, content: int, action: str, by: str, text: str) -> Change:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        change = Change(version, content, action, by, sha256(text.encode()).hexdigest(), now)
+        _write(self._audit, json.dumps(asdict(change)).encode() + b"\n", "ab")
+        self.changes.append(change)
+        return change
+
+    def _read(self) -> list[Change]:
+        if not self._audit.is_file():
+            return []
+        lines = self._audit.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):  # a crash cut it: the change never was in force
+            os.truncate(self._audit, sum(map(len, lines[:-1])))
+            lines.pop()
+        try:
+            return [Change(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError):
+            raise UserError(
+                f"{self._audit} is damaged: expected one change a line; move the folder away"
+            ) from None
+
+    def _file(self, version: int) -> Path:
+        return self._policies / f"{version:06d}.yaml"
+
+
+def read_texts(folder: Path) -> dict[int, str]:
+    """The text of every version in a folder, which is not changed. Raises UserError where there are none."""
+    if not (folder / "audit.jsonl").is_file():
+        raise UserError(f"no versions in {folder}: expected the state of a router")
+    versions = Versions(folder)
+    return {change.version: versions.text(change.version) for change in versions.changes}
+
+
+def _write(path: Path, data: bytes, mode: str) -> None:
+    with path.open(mode, buffering=0) as file:
+        end = file.tell()
+        try:
+            file.write(data)
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)  # half a line would spoil the next one
+            raise
