@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -683,3 +686,20 @@ def test_a_full_disk_costs_lines_and_no_requests(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
 
     run(test())
+
+
+@pytest.mark.parametrize("taken", ["--port", "--admin-port"])
+def test_a_port_that_is_taken_ends_the_router_with_one_clear_line(tmp_path: Path, taken: str) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        'experiment: e\nbaseline: a\narms: {a: {url: "http://127.0.0.1:9"}}\n'
+        'split: {key: "header:x-user-id", weights: {a: 100}}\n'
+    )
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = {"--port": 0, "--admin-port": 0} | {taken: other.getsockname()[1]}
+        line = [sys.executable, "-m", "serve", "router", str(policy), "--state", str(tmp_path / "state")]
+        line += [word for name, port in ports.items() for word in (name, str(port))]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    (error,) = done.stderr.splitlines()
+    assert "address already in use" in error

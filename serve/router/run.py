@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,22 +89,27 @@ async def serving(options: Options) -> AsyncIterator[Running]:
     """A router with both ports open; at the end it takes no more and drains."""
     loop = asyncio.get_running_loop()
     token = _token(options.admin_token_file)
-    exporter = Exporter(options.otlp) if options.otlp else None
-    log = Log(options.log, stdout=options.log_stdout)
-    try:
+    with ExitStack() as closing:
+        exporter = Exporter(options.otlp) if options.otlp else None
+        if exporter:
+            closing.callback(exporter.close)
+        log = Log(options.log, stdout=options.log_stdout)
+        closing.callback(log.close)
         versions = Versions(options.state)
         router = open_router(options.policy, versions, log, _tell)
         control = Control(router, versions)
-        traffic = await loop.create_server(
-            lambda: Client(router), options.host, options.port, backlog=BACKLOG
-        )
         rollout = Driver(control, options.state, _tell)
         router.observers.append(rollout.observe)
         if exporter:
             router.observers.append(exporter.write)
+        traffic = await loop.create_server(
+            lambda: Client(router), options.host, options.port, backlog=BACKLOG
+        )
+        closing.callback(traffic.close)  # a loop does not end while a port is open
         admin = await asyncio.start_server(
             Admin(control, rollout, token), options.admin_host, options.admin_port
         )
+        closing.callback(admin.close)
         forever = (router.sweep(), check_forever(router), rollout.watch())
         tasks = [loop.create_task(work) for work in forever]
         try:
@@ -117,10 +122,6 @@ async def serving(options: Options) -> AsyncIterator[Running]:
             await router.drain(options.drain_s)
             for task in tasks:
                 task.cancel()
-    finally:
-        log.close()
-        if exporter:
-            exporter.close()
 
 
 async def _reload(control: Control, file: Path) -> None:
