@@ -69,7 +69,16 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--batch", type=_positive, default=1, metavar="N", help="for peak memory; default 1")
 
-    peers = commands.add_parser("peers", help="measure an INT4 artifact beside other engines on a CPU")
+    turns = argparse.ArgumentParser(add_help=False)
+    turns.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
+    turns.add_argument(
+        "-o", "--out", type=Path, default=Path("docs/results"), metavar="DIR", help="default docs/results"
+    )
+    turns.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+    peers = commands.add_parser(
+        "peers", parents=[turns], help="measure an INT4 artifact beside other engines on a CPU"
+    )
     peers.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="what the artifacts were made from"
     )
@@ -77,7 +86,6 @@ def parser() -> argparse.ArgumentParser:
         "--artifact", type=Path, nargs="+", required=True, metavar="DIR", help="ratios are to the first"
     )
     peers.add_argument("--only", nargs="+", default=[], metavar="PEER", help="beginnings of peers' names")
-    peers.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
     peers.add_argument("--threads", type=_positive, metavar="N", help="default one for each core")
     peers.add_argument(
         "--envs",
@@ -86,16 +94,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="keeps environments and converted models; default artifacts/.peers",
     )
-    peers.add_argument(
-        "-o", "--out", type=Path, default=Path("docs/results"), metavar="DIR", help="default docs/results"
-    )
-    peers.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
-    gpu = commands.add_parser("gpu", help="measure a checkpoint's arms on this machine's NVIDIA GPU")
+    gpu = commands.add_parser(
+        "gpu", parents=[turns], help="measure a checkpoint's arms on this machine's NVIDIA GPU"
+    )
     gpu.add_argument(
         "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="the first is the baseline"
     )
-    gpu.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
     gpu.add_argument(
         "--work",
         type=Path,
@@ -103,10 +108,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="keeps graphs and engines; default artifacts/.gpu",
     )
-    gpu.add_argument(
-        "-o", "--out", type=Path, default=Path("docs/results"), metavar="DIR", help="default docs/results"
-    )
-    gpu.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     load = commands.add_parser("load", help="many clients at once on a server of OpenAI's API")
     load.add_argument("url", metavar="URL", help="as in http://127.0.0.1:8080")

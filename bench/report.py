@@ -149,6 +149,7 @@ def _commands(summary: Mapping[str, Any]) -> str:
 def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     known = summary.get("environment", {})
     packages = known.get("packages", {})
+    largest = summary.get("peak_memory_bytes")
     commit = str(known.get("commit") or "")[:12] + (", with changes" if known.get("dirty") else "")
     rows = [
         ("processor", known.get("processor")),
@@ -158,5 +159,6 @@ def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("packages", ", ".join(f"{name} {packages[name]}" for name in PACKAGES if name in packages)),
         ("commit", commit),
         ("took", f"{summary['seconds']:.0f} s" if "seconds" in summary else None),
+        ("largest process", human_size(largest) if largest else None),
     ]
     return [(name, str(value)) for name, value in rows if value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -141,9 +142,16 @@ def resident_peak() -> int:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
-    import resource
+    return _maximum(resource.RUSAGE_SELF)
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def largest_process() -> int:
+    """Highest resident memory in bytes of this process or of any that it has waited for, theirs included."""
+    return max(resident_peak(), _maximum(resource.RUSAGE_CHILDREN))
+
+
+def _maximum(whose: int) -> int:
+    peak = resource.getrusage(whose).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 

@@ -42,7 +42,9 @@ def all_command(options: Namespace) -> int:
         )
     _show(table, summary, options)
     if not options.json:
-        print(f"{summary['verdict']}: {options.out / source.name / 'report.html'}")
+        took, largest = duration(summary["seconds"]), _bytes(summary["peak_memory_bytes"])
+        shown = options.out / source.name / "report.html"
+        print(f"{summary['verdict']} after {took}, {largest} in the largest process: {shown}")
     return EXIT[summary["verdict"]]
 
 

@@ -20,10 +20,11 @@ from bench.resources import IMAGE_SIDE
 from build.recipe import BASELINES, KINDS, Recipe
 from build.stages import CACHE_SAMPLES
 from engines.config import ModelConfig
+from engines.onnx_files import HEAD_ROWS, PACKED
 from quantize.cost import operations
 
 CHUNK = 512  # tokens that pass onnxruntime's decoder at a time (engines.onnx_session)
-PACKED = 0.3  # share of 4- and 8-bit weights that onnxruntime holds once more, in its own order
+REFERENCE_CHUNK = 1024  # tokens of each sequence that pass transformers' (engines.chunked_prefill)
 WRITE_BYTES_PER_S = 250e6  # what a disk is trusted with
 COMPILED_PER_S = {True: 40e6, False: 100e6}  # bytes of TensorRT's plans, in 4 bits and in 16
 QUANTIZED = 0.72  # of the rate of matrix products, what quantising reaches beside the counted ones
@@ -164,11 +165,11 @@ def memory_bytes(config: ModelConfig, variant: str, group_size: int, context: in
     weights: float = disk_bytes(config, variant, group_size)
     if kind.onnx and kind.method:  # of the 16-bit rows few are read; the packed ones lie beside their file
         weights += PACKED * (weights - 2 * size.embedding) - 2 * size.embedding
-    elif kind.onnx:  # the head is widened whole
-        weights += 4 * size.embedding
+    elif kind.onnx:  # rows of the head and one matrix are widened at a time
+        weights += 4 * (min(text.vocab_size, HEAD_ROWS) + text.intermediate_size) * text.hidden_size
     elif kind.method:  # codes lie unpacked, a byte each, beside their file
         weights += size.decoder_linears * (1 + 4 / group_size)
-    tokens = min(context * batch, CHUNK) if kind.onnx else context * batch
+    tokens = min(context * batch, CHUNK) if kind.onnx else min(context, REFERENCE_CHUNK) * batch
     working = 4 * tokens * (3 * text.intermediate_size + 6 * text.hidden_size)
     patches = image_patches(config, context)
     working += 4 * patches * (2 * vision.intermediate_size + 6 * vision.hidden_size + patches)

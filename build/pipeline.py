@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.resources import largest_process
 from bench.verdict import Verdict
 from build import stages
 from build.console import Console
@@ -97,6 +98,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
         "out": str(out),
         "verdict": _worst({judged.verdict for judged in gates.values()}),
         "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_bytes": largest_process(),
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
         "variants": rows,

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from engines.config import ModelConfig
 from engines.errors import UserError
 from engines.processor import Inputs
+
+
+def untouched_zeros(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """Zeros that take memory by small pages, each when it is first written to.
+
+    numpy asks for huge ones: the first tokens of a head would take 2 MB, and a slot all of its context.
+    """
+    memory = mmap.mmap(-1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from engines.cache import Cache, check_prefill
+from engines.cache import Cache, check_prefill, untouched_zeros
 from engines.config import ModelConfig
 from engines.device import find_gpu
 from engines.engine_files import ENGINE_FACTS, EngineFacts
@@ -177,18 +177,20 @@ class OnnxSession:
             raise UserError(f"{batch} sequences: these engines were built for {self.engines.batch} together")
         return self.context or capacity
 
-    def _allocate(self, batch: int, capacity: int) -> dict[str, Any]:
+    def cache_arrays(self, batch: int, capacity: int) -> Arrays:
         """Keys and values of every layer, f32, f16 or int8 as the graph says [B, kv heads, capacity, D].
 
-        The system hands out zeros page by page as they are written, so unused capacity costs little memory.
+        Memory is taken page by page as they are written, so unused capacity costs none.
         """
         text = self.config.text
         shape = (batch, text.num_key_value_heads, capacity, text.head_dim)
         names = [f"{kind}.{layer}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
-        return {
-            name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.cache_dtype), *self.memory)
-            for name in names
-        }
+        return {name: untouched_zeros(shape, self.cache_dtype) for name in names}
+
+    def _allocate(self, batch: int, capacity: int) -> dict[str, Any]:
+        """The same where the graphs read them."""
+        arrays = self.cache_arrays(batch, capacity)
+        return {name: ort.OrtValue.ortvalue_from_numpy(array, *self.memory) for name, array in arrays.items()}
 
     def bind(self, graph: Any, arrays: Arrays, keys_values: dict[str, Any]) -> Bound:
         """Everything that one run of `graph` needs, in place."""

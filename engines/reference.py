@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from engines.cache import Cache, check_prefill
 from engines.checkpoint import Checkpoint
+from engines.chunked_prefill import in_chunks
 from engines.errors import UserError
 from engines.processor import Inputs
 from engines.weights import assign
@@ -128,6 +129,8 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Any:
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
     assign(model, checkpoint, dtype)
+    text = model.model.language_model
+    text.forward = in_chunks(text.forward, text.config)
     model.to(device)
     if checkpoint.config.tie_word_embeddings:  # moved, they would be two
         model.lm_head.stored = model.model.language_model.embed_tokens.table

@@ -92,10 +92,7 @@ class OnnxSlots:
                 f"{text.max_position_embeddings}"
             )
         self._slots = [Slot(row, np.empty(self.capacity, np.int64)) for row in range(self.count)]
-        shape = (self.count, text.num_key_value_heads, self.capacity, text.head_dim)
-        names = [f"{kind}.{layer}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
-        # The system hands out zeros page by page as they are written: unused capacity costs little memory.
-        self._keys_values = {name: np.zeros(shape, self.session.cache_dtype) for name in names}
+        self._keys_values = self.session.cache_arrays(self.count, self.capacity)
 
     @property
     def active(self) -> Sequence[Slot]:

@@ -62,6 +62,7 @@ def test_every_variant_gets_a_verdict_and_what_passed_is_published(built: dict[s
     assert [variant["name"] for variant in built["variants"]] == VARIANTS
     assert json.loads((out / "qwen3-vl-micro" / "summary.json").read_text()) == built
     assert "<svg" in (out / "qwen3-vl-micro" / "report.html").read_text()
+    assert built["peak_memory_bytes"] >= max(v["peak_memory_bytes"] or 0 for v in built["variants"])
     for variant in built["variants"]:
         folder = out / "qwen3-vl-micro" / variant["name"]
         assert folder.exists() == (variant["verdict"] == "PASS"), variant
@@ -118,13 +119,21 @@ def test_a_changed_setting_rebuilds_what_depends_on_it_and_says_why(built: dict[
     assert not steps["export", "onnx-fp16"]["runs"]
 
 
-@pytest.mark.parametrize(
-    "moment", ["quantize gptq-int4:", "export gptq-int4-onnx:", "evaluate gptq-int4-onnx:"]
-)
+def undone(out: Path, copy: Path, *done: str) -> list[str]:
+    """The command that builds gptq-int4-onnx in a copy of a store in which these works are missing."""
+    shutil.copytree(out / ".store", copy / ".store", copy_function=os.link)
+    for work in done:
+        stage, name = work.split()
+        (folder,) = (copy / ".store" / stage).glob(f"{name}-{16 * '?'}")
+        shutil.rmtree(folder)
+    return arguments(copy, "--only", "gptq-int4-onnx")
+
+
+@pytest.mark.parametrize("work", ["quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx"])
 def test_killed_at_any_stage_it_goes_on_and_ends_the_same(
-    built: dict[str, Any], tmp_path: Path, moment: str
+    built: dict[str, Any], out: Path, tmp_path: Path, work: str
 ) -> None:
-    line = arguments(tmp_path, "--only", "gptq-int4-onnx")
+    line, moment = undone(out, tmp_path, work), f"{work}:"
     victim = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert victim.stderr is not None
     seen = []
@@ -142,8 +151,8 @@ def test_killed_at_any_stage_it_goes_on_and_ends_the_same(
     assert "checkpoint fp16: cache hit" in done.stderr
 
 
-def test_two_runs_at_once_do_no_harm(built: dict[str, Any], tmp_path: Path) -> None:
-    line = arguments(tmp_path, "--only", "gptq-int4-onnx")
+def test_two_runs_at_once_do_no_harm(built: dict[str, Any], out: Path, tmp_path: Path) -> None:
+    line = undone(out, tmp_path, "quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx")
     runs = [
         subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import chain, repeat
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,12 +26,22 @@ class Nvml:
         self.count = count
         self.memory = chain([1000, 1500, 4000], repeat(2000))
         self.temperature = chain([40, 55], repeat(50))
+        self.looks = 0
+
+    def third_look(self) -> None:
+        """Memory and temperature have shown their highest."""
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802 - NVML's names
         return self.count
 
     def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
         return "580.65"
+
+    def utilization(self, handle: object) -> SimpleNamespace:
+        self.looks += 1
+        if self.looks == 4:  # the samples of the third are kept
+            self.third_look()
+        return SimpleNamespace(gpu=80)
 
     def __getattr__(self, name: str) -> Any:
         answers: dict[str, Any] = {
@@ -40,7 +51,7 @@ class Nvml:
             "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=24000, used=next(self.memory)),
             "nvmlDeviceGetPowerUsage": lambda handle: 250_000,
             "nvmlDeviceGetTemperature": lambda handle, sensor: next(self.temperature),
-            "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=80),
+            "nvmlDeviceGetUtilizationRates": self.utilization,
         }
         if name not in answers:
             raise AttributeError(name)
@@ -62,9 +73,10 @@ def test_a_gpu_is_told_by_its_compute_capability(monkeypatch: pytest.MonkeyPatch
 
 def test_usage_is_what_work_added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "open_nvml", Nvml)
+    hottest = Event()
+    monkeypatch.setattr(Nvml, "third_look", lambda nvml: hottest.set())
     with Watch() as watch:
-        while len(watch._samples) < 3:
-            pass
+        assert hottest.wait(60)
     usage = watch.usage()
     assert usage == Usage(
         memory_bytes=3000, power_w=250.0, temperature_c=55, utilization_percent=80.0

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
+from engines import chunked_prefill
 from engines.checkpoint import Checkpoint
 from engines.export import export, export_standard
 from engines.onnx_session import OnnxSession
@@ -124,6 +125,17 @@ def error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
 def assert_equal(session: OnnxSession, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     assert error(found, expected) <= TOLERANCE[session.inputs.floats]
     assert found[-STEPS - 1 :].argmax(-1).tolist() == expected[-STEPS - 1 :].argmax(-1).tolist()
+
+
+def test_the_baseline_reads_a_long_prompt_in_chunks(
+    micro_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = ReferenceSession(micro_checkpoint, dtype="float32", threads=1)
+    prompts = list(cases(Processor.load(micro_checkpoint)).values())
+    whole = follow(reference, prompts)
+    monkeypatch.setattr(chunked_prefill, "CHUNK", 5)  # pictures and padding are cut anywhere
+    for found, expected in zip(follow(reference, prompts), whole, strict=True):
+        assert error(found, expected) <= TOLERANCE[np.float32]
 
 
 def build(checkpoint: Path, out: Path) -> Model:

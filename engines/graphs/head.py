@@ -17,9 +17,8 @@ from engines.graphs.builder import Array
 from engines.graphs.fused import Fused
 from engines.graphs.standard import Standard
 from engines.int4 import nearest
-from engines.onnx_files import EmbeddingTable
+from engines.onnx_files import HEAD_ROWS, EmbeddingTable
 
-SLICE = 8192  # rows of a 16-bit head that are widened at a time
 EXACT = 32  # logits of each row that are computed from 16-bit weights
 
 
@@ -44,7 +43,7 @@ def _in_slices(graph: Fused, x: str, weight: str, rows: int) -> str:
     """
     parts: list[str] = []
     axis, start = graph.constant([0]), graph.op("Sub", [width := graph.width(x), width], name="lm_head.start")
-    for stop in range(SLICE, rows + SLICE, SLICE):
+    for stop in range(HEAD_ROWS, rows + HEAD_ROWS, HEAD_ROWS):
         name = f"lm_head.{len(parts)}"
         bounds = [start, graph.constant([min(stop, rows)])]
         slice_ = graph.op("Slice", [weight, *bounds, axis], name=f"{name}.weight")

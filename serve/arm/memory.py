@@ -9,13 +9,11 @@ from pathlib import Path
 from engines.config import ModelConfig
 from engines.engine_files import ENGINE_FACTS, EngineFacts
 from engines.errors import UserError
-from engines.onnx_files import DECODER, EMBEDDING, VISION
+from engines.onnx_files import DECODER, EMBEDDING, HEAD_ROWS, PACKED, VISION
 from serve.arm.scheduler import CHUNK
 
 PROCESS = 140_000_000  # interpreter, libraries and web server
 TRANSFORMERS = 450_000_000  # it and torch
-PACKED = 0.3  # share of 4- and 8-bit weights that onnxruntime holds once more, in its own order
-HEAD_ROWS = 8192  # of a 16-bit head, widened at a time
 IMAGE_PATCHES = 28 * 28  # of one 448 x 448 picture; a larger one takes more while it is looked at
 
 

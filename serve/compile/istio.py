@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from engines.errors import UserError
-from serve.compile.refusals import arms_without_url, refuse, region_database
+from serve.compile.refusals import refuse_all_but_routes
 from serve.router.assignment import parts
 from serve.router.policy import Policy
 
@@ -21,15 +21,7 @@ def istio(policy: Policy, listen: str) -> dict[str, str]:
 
     Weights of Istio are whole numbers of any sum: hundredths of a percent are exact.
     """
-    refuse(
-        "istio",
-        arms_without_url(policy),
-        (policy.split.mode == "sticky", "a sticky split", "use mode: random, or compile for a proxy"),
-        (bool(policy.overrides), "overrides", "leave them out, or use a group by header"),
-        (any(group.cidr for group in policy.groups), "groups by cidr", "use groups by header"),
-        region_database(policy),
-        (bool(policy.fallback), "a fallback", "leave it out"),
-    )
+    refuse_all_but_routes("istio", policy)
     route = {
         "apiVersion": "networking.istio.io/v1",
         "kind": "VirtualService",

@@ -15,6 +15,19 @@ def refuse(target: str, *refusals: Refusal) -> None:
             raise UserError(f"{target} cannot express {what}; {remedy}")
 
 
+def refuse_all_but_routes(target: str, policy: Policy) -> None:
+    """For targets that only route by header and by chance."""
+    refuse(
+        target,
+        arms_without_url(policy),
+        (policy.split.mode == "sticky", "a sticky split", "use mode: random, or compile for a proxy"),
+        (bool(policy.overrides), "overrides", "leave them out, or use a group by header"),
+        (any(group.cidr for group in policy.groups), "groups by cidr", "use groups by header"),
+        region_database(policy),
+        (bool(policy.fallback), "a fallback", "leave it out"),
+    )
+
+
 def arms_without_url(policy: Policy) -> Refusal:
     without = [name for name, arm in policy.arms.items() if not arm.url]
     return bool(without), f"arms without a url ({', '.join(without)})", "start them and name their urls"
