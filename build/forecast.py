@@ -23,8 +23,7 @@ from engines.config import ModelConfig
 from engines.onnx_files import HEAD_ROWS, PACKED
 from quantize.cost import operations
 
-CHUNK = 512  # tokens that pass onnxruntime's decoder at a time (engines.onnx_session)
-REFERENCE_CHUNK = 1024  # tokens of each sequence that pass transformers' (engines.chunked_prefill)
+CHUNK = 512  # tokens that pass a decoder at a time, in transformers of each sequence
 WRITE_BYTES_PER_S = 250e6  # what a disk is trusted with
 COMPILED_PER_S = {True: 40e6, False: 100e6}  # bytes of TensorRT's plans, in 4 bits and in 16
 QUANTIZED = 0.72  # of the rate of matrix products, what quantising reaches beside the counted ones
@@ -169,7 +168,7 @@ def memory_bytes(config: ModelConfig, variant: str, group_size: int, context: in
         weights += 4 * (min(text.vocab_size, HEAD_ROWS) + text.intermediate_size) * text.hidden_size
     elif kind.method:  # codes lie unpacked, a byte each, beside their file
         weights += size.decoder_linears * (1 + 4 / group_size)
-    tokens = min(context * batch, CHUNK) if kind.onnx else min(context, REFERENCE_CHUNK) * batch
+    tokens = min(context * batch, CHUNK) if kind.onnx else min(context, CHUNK) * batch
     working = 4 * tokens * (3 * text.intermediate_size + 6 * text.hidden_size)
     patches = image_patches(config, context)
     working += 4 * patches * (2 * vision.intermediate_size + 6 * vision.hidden_size + patches)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.utils import logging
 
+from engines.bounded_memory import empty_cache, in_chunks
 from engines.cache import Cache, check_prefill
 from engines.checkpoint import Checkpoint
-from engines.chunked_prefill import in_chunks
 from engines.errors import UserError
 from engines.processor import Inputs
 from engines.weights import assign
@@ -75,7 +75,8 @@ class ReferenceSession:
         positions, deltas = self.model.model.get_rope_index(
             mm_token_type_ids=torch.from_numpy(kinds), **tokens, **grids
         )
-        logits, past = self._run(positions, keep, **tokens, **media)
+        past = empty_cache(self.config.text.num_hidden_layers, capacity)
+        logits = self._run(positions, keep, past_key_values=past, **tokens, **media)
         cache_positions = lengths + deltas[:, 0].numpy()
         return logits, Cache(lengths, cache_positions, capacity, State(past, tokens["attention_mask"]))
 
@@ -86,7 +87,7 @@ class ReferenceSession:
         state.past.crop(held - state.mask.shape[1])  # minus what was rewound
         state.mask = torch.nn.functional.pad(state.mask[:, :held], (0, size), value=1)
         positions = torch.from_numpy(np.tile(cache.positions[:, None] + np.arange(size), (3, 1, 1)))
-        logits, state.past = self._run(
+        logits = self._run(
             positions,
             size,
             input_ids=torch.from_numpy(tokens),
@@ -100,8 +101,8 @@ class ReferenceSession:
         """See Session.decode."""
         return self.extend(tokens[:, None], cache)[:, 0]
 
-    def _run(self, positions: torch.Tensor, keep: int, **inputs: Any) -> tuple[NDArray[np.float32], Any]:
-        """Logits f32 [B, keep, V] and the cache, for mRoPE positions [3, B, S]."""
+    def _run(self, positions: torch.Tensor, keep: int, **inputs: Any) -> NDArray[np.float32]:
+        """Logits f32 [B, keep, V] for mRoPE positions [3, B, S]."""
         size = inputs["input_ids"].shape[1]
         text = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)[None, :, -size:]
         inputs = {"position_ids": torch.cat([text, positions]), **inputs}
@@ -109,7 +110,8 @@ class ReferenceSession:
         inputs = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
         with torch.inference_mode():
             output = self.model(logits_to_keep=keep, use_cache=True, **inputs)
-        return output.logits.float().cpu().numpy(), output.past_key_values
+        logits: NDArray[np.float32] = output.logits.float().cpu().numpy()
+        return logits
 
 
 def _media(prompts: Sequence[Inputs]) -> dict[str, torch.Tensor]:
@@ -130,7 +132,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Any:
             model = Qwen3VLForConditionalGeneration(config)
     assign(model, checkpoint, dtype)
     text = model.model.language_model
-    text.forward = in_chunks(text.forward, text.config)
+    text.forward = in_chunks(text.forward)
     model.to(device)
     if checkpoint.config.tie_word_embeddings:  # moved, they would be two
         model.lm_head.stored = model.model.language_model.embed_tokens.table

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
-from engines import chunked_prefill
+from engines import bounded_memory
 from engines.checkpoint import Checkpoint
 from engines.export import export, export_standard
 from engines.onnx_session import OnnxSession
@@ -133,7 +133,7 @@ def test_the_baseline_reads_a_long_prompt_in_chunks(
     reference = ReferenceSession(micro_checkpoint, dtype="float32", threads=1)
     prompts = list(cases(Processor.load(micro_checkpoint)).values())
     whole = follow(reference, prompts)
-    monkeypatch.setattr(chunked_prefill, "CHUNK", 5)  # pictures and padding are cut anywhere
+    monkeypatch.setattr(bounded_memory, "CHUNK", 5)  # pictures and padding are cut anywhere
     for found, expected in zip(follow(reference, prompts), whole, strict=True):
         assert error(found, expected) <= TOLERANCE[np.float32]
 
