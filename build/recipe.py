@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
 KINDS |= {
     f"trt-{base}-{target}": Kind(base, KINDS[base].method, target=target)
     for base in ("fp16", "gptq-int4", "awq-int4")
-    for target in ("sm86", "sm89", "sm120")
+    for target in ("sm86", "sm89", "sm90", "sm120")
 }
 
 

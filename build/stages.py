@@ -7,6 +7,7 @@ the manifest. What is heavy is imported when a stage runs, so that planning and 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from build.recipe import KINDS, Evaluate, Export, Quantize
 from build.source import Source
 from build.store import Entry, Run, Work
 from engines.artifact import File, canonical_digest, hash_file, write_json
+from engines.device import find_gpu
 from engines.errors import UserError
+from engines.tensorrt.targets import FP16, INT4, TARGETS, find_target
 
 DEFAULT_CALIBRATION = ROOT / "quantize" / "calibration.jsonl"
 STANDARD = "-standard"  # ends the names of graphs that engines are compiled from
@@ -155,19 +158,28 @@ def standard(base: Entry, source: Source) -> Step:
     return work, run
 
 
+def check_targets(variants: Sequence[str]) -> None:
+    """UserError unless engines of every variant can be compiled here, before any work is done."""
+    gpu = find_gpu()
+    for variant in variants:
+        if target := KINDS[variant].target:
+            find_target(target, INT4 if KINDS[variant].method else FP16, gpu).runtime.check_installed()
+
+
 def engines(variant: str, network: Entry, source: Source, limits: Limits) -> Step:
     """TensorRT engines of those graphs, for the context and batch of the gate."""
     target = str(KINDS[variant].target)
+    runtime = TARGETS[target].runtime
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from engines.tensorrt.engines import RUNTIME, compile_artifact
         from engines.tensorrt.engines import Limits as Sizes
+        from engines.tensorrt.engines import compile_artifact
 
         sizes = Sizes(context=limits.context, batch=limits.batch)
         plans = apart(compile_artifact, network.path, out, target, sizes)
         engine = {
-            "runtime": RUNTIME,
-            "execution_provider": "NvTensorRTRTX",
+            "runtime": runtime.name,
+            "execution_provider": runtime.provider.removesuffix("ExecutionProvider"),
             "precision": "W4A16" if KINDS[variant].method else "fp16",
             "target": target,
             "kernels": {name: len(plan.layers) for name, plan in plans.items()},
@@ -182,7 +194,7 @@ def engines(variant: str, network: Entry, source: Source, limits: Limits) -> Ste
         config={"target": target, "context": limits.context, "batch": limits.batch},
         inputs={"network": network.digest},
         code=engines,
-        packages=("tensorrt-rtx-cu13-libs", "onnx"),
+        packages=(*runtime.packages, "onnx"),
     )
     return work, run
 

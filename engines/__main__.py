@@ -52,11 +52,18 @@ def parser() -> argparse.ArgumentParser:
         help="ONNX's operators in fp16, for GPUs and other runtimes, in place of onnxruntime's for CPUs",
     )
 
-    tensorrt = commands.add_parser("tensorrt", help="build a checkpoint's TensorRT engines; needs no GPU")
+    tensorrt = commands.add_parser(
+        "tensorrt", help="build a checkpoint's TensorRT engines; for most GPUs without one"
+    )
     tensorrt.add_argument("checkpoint", type=Path, help="folder in the Hugging Face layout, 16-bit or INT4")
     tensorrt.add_argument("--target", required=True, metavar="SM", help="compute capability of the GPU: sm89")
     tensorrt.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty"
+    )
+    tensorrt.add_argument(
+        "--precision",
+        choices=("fp8", "nvfp4"),
+        help="round a 16-bit checkpoint's decoder to 8- or 4-bit floats: sm89 and newer, sm120",
     )
     tensorrt.add_argument("--context", type=int, default=4096, metavar="N", help="tokens; default 4096")
     tensorrt.add_argument("--batch", type=int, default=1, metavar="N", help="sequences together; default 1")
@@ -92,21 +99,27 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _tensorrt(arguments: argparse.Namespace) -> None:
     from engines.checkpoint import Checkpoint
+    from engines.device import find_gpu
     from engines.export import export_standard
-    from engines.tensorrt.engines import Limits, compile_artifact
+    from engines.tensorrt.engines import NARROW, Limits, compile_artifact
+    from engines.tensorrt.targets import FP16, INT4, find_target
 
     out, limits = _new_folder(arguments.out), Limits(context=arguments.context, batch=arguments.batch)
+    checkpoint = Checkpoint.open(arguments.checkpoint)
+    weights = arguments.precision or (INT4 if checkpoint.quantization else FP16)
+    find_target(arguments.target, weights, find_gpu())  # before minutes of work
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         network, engines = Path(scratch) / "network", Path(scratch) / "engines"
-        export_standard(Checkpoint.open(arguments.checkpoint), network)
+        export_standard(checkpoint, network, weights=arguments.precision)
         plans = compile_artifact(network, engines, arguments.target, limits)
         engines.rename(out)
     for name, plan in plans.items():
         size = (out / name).with_suffix(".engine").stat().st_size
+        products = plan.products(NARROW[weights][1]) if weights in NARROW else 0
         print(
             f"{name}: {size / 1e6:.1f} MB, {len(plan.layers)} kernels, {plan.attention_kernels} of them "
-            f"attention, {plan.int4_products} products with 4-bit weights"
+            f"attention, {products} products with {weights} weights"
         )
 
 

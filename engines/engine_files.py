@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -10,7 +14,53 @@ from engines.device import Gpu
 from engines.errors import UserError
 
 ENGINE_FACTS = "engine.json"
-PLAN_MAGIC = b"vtrt"  # how a plan of TensorRT for RTX begins
+CUDA, DRIVER = 13, 580  # the version of CUDA that both runtimes are installed for, the oldest driver it takes
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One of the two TensorRTs: its packages and Python module, how its plans begin, and the execution
+    provider of onnxruntime that runs them."""
+
+    name: str
+    packages: tuple[str, ...]
+    module: str
+    magic: bytes
+    provider: str
+
+    def load(self) -> Any:
+        """Its Python module; UserError when that or its library is not installed."""
+        try:
+            return importlib.import_module(self.module)
+        except (ImportError, OSError) as error:
+            raise self._missing(str(error).splitlines()[0]) from None
+
+    def check_installed(self) -> None:
+        """UserError when a package is not there; nothing is loaded."""
+        for package in self.packages:
+            try:
+                version(package)
+            except PackageNotFoundError:
+                raise self._missing(f"no package {package}") from None
+
+    def _missing(self, reason: str) -> UserError:
+        return UserError(f"{self.name} is not installed ({reason}): pip install {' '.join(self.packages)}")
+
+
+RTX = Runtime(
+    name="TensorRT for RTX",
+    packages=("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings"),
+    module="tensorrt_rtx_bindings",
+    magic=b"vtrt",
+    provider="NvTensorRTRTXExecutionProvider",
+)
+TENSORRT = Runtime(
+    name="TensorRT",
+    packages=("tensorrt-cu13",),
+    module="tensorrt",
+    magic=b"ftrt",
+    provider="TensorrtExecutionProvider",
+)
 
 
 class EngineFacts(BaseModel):
@@ -18,8 +68,9 @@ class EngineFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     target: str
-    runtime: str
+    runtime: Literal["TensorRT for RTX", "TensorRT"]
     version: str
+    cuda: int
     context: int
     batch: int
     chunk: int
@@ -41,11 +92,17 @@ class EngineFacts(BaseModel):
     def write(self, path: Path) -> None:
         path.write_text(self.model_dump_json(indent=2) + "\n")
 
+    @property
+    def by(self) -> Runtime:
+        """What built the engines and runs them."""
+        return RTX if self.runtime == RTX.name else TENSORRT
+
     def check_device(self, folder: Path, gpu: Gpu | None) -> None:
-        """UserError when the files are no engines, or not for `gpu`, the device of this machine."""
+        """UserError when the files are no engines, or not for `gpu`, the device of this machine, or its
+        driver."""
         for engine in sorted(folder.glob("*.engine")):
             with engine.open("rb") as file:
-                if file.read(len(PLAN_MAGIC)) != PLAN_MAGIC:
+                if file.read(len(self.by.magic)) != self.by.magic:
                     raise UserError(f"{engine} is no plan of {self.runtime}: build the engines again")
         if gpu is None:
             raise UserError(f"{folder} holds engines for {self.target}: this machine has no NVIDIA GPU")
@@ -54,11 +111,17 @@ class EngineFacts(BaseModel):
                 f"{folder} holds engines for {self.target}, the GPU here is {gpu.name} ({gpu.architecture}): "
                 f"build them for it with --target {gpu.architecture}"
             )
+        if int(gpu.driver.partition(".")[0]) < DRIVER:
+            raise UserError(
+                f"{folder} holds engines for CUDA {self.cuda}, the driver here is {gpu.driver}: "
+                f"install driver {DRIVER} or newer"
+            )
 
     def check_version(self, folder: Path, version: str) -> None:
-        """UserError when the TensorRT that would load the engines is not the one that built them."""
-        if self.version.split(".")[:2] != version.split(".")[:2]:
+        """UserError when the TensorRT that would load the engines, or its CUDA, is not what built them."""
+        built = f"{self.runtime} {self.version} for CUDA {self.cuda}"
+        if self.version.split(".")[:2] != version.split(".")[:2] or self.cuda != CUDA:
             raise UserError(
-                f"{folder} was built by {self.runtime} {self.version}, here is {version}: install that "
-                "version or build the engines again"
+                f"{folder} was built by {built}, here is {version} for CUDA {CUDA}: install that version or "
+                "build the engines again"
             )

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.checkpoint import SIDE_FILES, Checkpoint
+from engines.errors import UserError
 from engines.graphs.builder import Array, storable
 from engines.graphs.decoder import EMBED_TOKENS, decoder
 from engines.graphs.fused import CacheScales, Fused
+from engines.graphs.narrow import NarrowFloats
 from engines.graphs.standard import Standard
 from engines.graphs.vision import vision
 from engines.int8 import TINY
@@ -47,15 +49,20 @@ def export(
         write_decoder(measure_cache(out, cache_prompts))
 
 
-def export_standard(checkpoint: Checkpoint, out: Path) -> None:
+def export_standard(checkpoint: Checkpoint, out: Path, *, weights: str | None = None) -> None:
     """Write `checkpoint` as an ONNX artifact of standard operators in fp16 into the folder `out`.
 
-    For GPUs and for TensorRT; like `export` otherwise.
+    For GPUs and for TensorRT; like `export` otherwise. weights: fp8 or nvfp4, to which the decoder's are then
+    rounded, which must be in 16 bits.
     """
+    if weights and checkpoint.quantization:
+        raise UserError(
+            f"{checkpoint.path} is quantized: {weights} weights are made from a 16-bit checkpoint"
+        )
     embedding = _shared_files(checkpoint, out)
     with Standard(out / VISION) as graph:
         vision(graph, checkpoint)
-    with Standard(out / DECODER) as graph:
+    with NarrowFloats(out / DECODER, weights) if weights else Standard(out / DECODER) as graph:
         decoder(graph, checkpoint, embedding)
 
 

@@ -8,21 +8,40 @@ from typing import Any
 
 import onnxruntime as ort
 
+from engines.engine_files import RTX, TENSORRT
 from engines.errors import UserError
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-RTX = "NvTensorRTRTXExecutionProvider"
 NVIDIA = 0x10DE  # PCI vendor
 
 # Where a provider reads its inputs: device type, index and vendor, as onnxruntime's OrtValue takes them.
-MEMORY = {CPU: ("cpu", 0, -1), CUDA: ("cuda", 0, -1), RTX: ("gpu", 0, NVIDIA)}
+MEMORY = {
+    CPU: ("cpu", 0, -1),
+    CUDA: ("cuda", 0, -1),
+    TENSORRT.provider: ("cuda", 0, -1),
+    RTX.provider: ("gpu", 0, NVIDIA),
+}
+# How each GPU provider is told to record the kernels of a run and to repeat them (CUDA graphs).
+REPLAY = {
+    CUDA: "enable_cuda_graph",
+    TENSORRT.provider: "trt_cuda_graph_enable",
+    RTX.provider: "enable_cuda_graph",
+}
 
 
 def releasing() -> Any:
     """Options of a run that gives its working memory back: a long prefill's would never be needed again."""
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def recorded_as(number: int) -> Any:
+    """Options of a run whose kernels a GPU records under `number` and repeats from the second time on: for
+    fixed shapes and addresses. -1: of a run that is not to be recorded."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
     return options
 
 
@@ -35,8 +54,7 @@ def check_file(path: Path) -> None:
 def open_model(path: Path, threads: int | None, provider: str = CPU, *, replay: bool = False) -> Any:
     """An onnxruntime.InferenceSession over `path`; UserError when it is missing, broken or incomplete.
 
-    threads: by default one for each core. replay: the shapes never change, so a GPU may record one run and
-    repeat it (CUDA graphs).
+    threads: by default one for each core. replay: whether a GPU is to record runs, see recorded_as.
     """
     check_file(path)
     options = ort.SessionOptions()
@@ -51,10 +69,13 @@ def open_model(path: Path, threads: int | None, provider: str = CPU, *, replay: 
     folding = ["ConstantFolding"]
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
-        if provider == RTX:
-            options.add_provider_for_devices([_rtx_device()], {"enable_cuda_graph": str(int(replay))})
+        settings = {REPLAY[provider]: str(int(replay))} if provider in REPLAY else {}
+        if provider == RTX.provider:
+            options.add_provider_for_devices([_rtx_device()], settings)
             return ort.InferenceSession(str(path), options)
-        return ort.InferenceSession(str(path), options, providers=[provider], disabled_optimizers=folding)
+        return ort.InferenceSession(
+            str(path), options, providers=[(provider, settings)], disabled_optimizers=folding
+        )
     except UserError:
         raise
     except Exception as error:  # onnxruntime's errors share no narrower base
@@ -69,8 +90,15 @@ def check_provider(provider: str) -> None:
         raise UserError(f"execution provider {provider}: expected {' or '.join(available)}")
 
 
-def rtx_version() -> str:
-    """Version of TensorRT for RTX in onnxruntime's provider of it; UserError when that is not installed."""
+def engine_version(provider: str) -> str:
+    """Version of the TensorRT that runs engines in that provider; UserError when it is not installed.
+
+    For RTX onnxruntime's provider bundles it. Plain TensorRT is the installed one, which is loaded here, so
+    that the provider finds its libraries in the process.
+    """
+    if provider == TENSORRT.provider:
+        check_provider(provider)
+        return str(TENSORRT.load().__version__)
     (library,) = Path(_rtx_plugin().__file__).parent.glob("libtensorrt_rtx.so.*.*")
     return library.name.partition(".so.")[2]
 
@@ -90,13 +118,13 @@ def _rtx_plugin() -> Any:
 def _rtx_device() -> Any:
     """The first GPU that the provider finds."""
     try:
-        ort.register_execution_provider_library(RTX, _rtx_plugin().get_library_path())
+        ort.register_execution_provider_library(RTX.provider, _rtx_plugin().get_library_path())
     except UserError:
         raise
     except Exception as error:  # as above
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"TensorRT for RTX cannot start, is the NVIDIA driver installed? {reason}") from None
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == RTX]
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == RTX.provider]
     if not devices:
         raise UserError("TensorRT for RTX finds no GPU that it supports (RTX 30 and newer)")
     return devices[0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,19 @@ from engines.engine_files import ENGINE_FACTS, EngineFacts
 from engines.errors import UserError
 from engines.onnx_files import DECODER, EMBEDDING, STEP, VISION, read_embedding
 from engines.onnx_inputs import Arrays, DecoderInputs, FusedInputs, StandardInputs
-from engines.onnx_runtime import CPU, MEMORY, RTX, check_provider, open_model, releasing, rtx_version
+from engines.onnx_runtime import (
+    CPU,
+    MEMORY,
+    check_provider,
+    engine_version,
+    open_model,
+    recorded_as,
+    releasing,
+)
 from engines.onnx_vision import VisionTokens, VisionTower
 from engines.processor import Inputs
 
+ROOM = 512  # a GPU's caches grow in such steps, so that one conversation's serves the next
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
@@ -29,13 +40,16 @@ CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 class Bound:
     """Arrays of the host, their copies on the device, and the decoder's inputs and outputs bound to those.
 
-    Addresses stay, so a device may replay what it recorded of an earlier run.
+    Addresses stay, so a device may replay what it recorded of an earlier run. It then touches nothing but its
+    own memory: inputs are copied there before, logits from there afterwards.
     """
 
     graph: Any
     binding: Any
     arrays: Arrays
     copies: dict[str, Any]
+    logits: Any
+    options: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,21 +76,24 @@ class OnnxSession:
         self.config = ModelConfig.load(directory)
         self.engines = None
         if (directory / ENGINE_FACTS).exists():
-            self.engines, provider = EngineFacts.read(directory), RTX
+            self.engines = EngineFacts.read(directory)
             self.engines.check_device(directory, find_gpu())
-            self.engines.check_version(directory, rtx_version())
+            provider = self.engines.by.provider
+            self.engines.check_version(directory, engine_version(provider))
             chunk = min(chunk, self.engines.chunk)
         else:
             check_provider(provider)
-        self.chunk, self.memory = chunk, MEMORY[provider]
-        self.after_prefill = releasing() if provider == CPU else None
+        self.chunk, self.memory, self.replays = chunk, MEMORY[provider], provider != CPU
+        self.after_prefill = recorded_as(-1) if self.replays else releasing()
+        self._numbers, self._spare = count(1), dict[tuple[int, int], State]()
         self.embedding = read_embedding(directory / EMBEDDING, self.config.text)
         patches = self.engines.patches if self.engines else None
         self.vision = VisionTower(directory / VISION, self.config, threads, provider, patches)
-        self.decoder = self.step = open_model(directory / DECODER, threads, provider)
-        if (directory / STEP).exists():
-            replay = self.engines is not None and self.engines.batch == 1
-            self.step = open_model(directory / STEP, threads, provider, replay=replay)
+        apart = (directory / STEP).exists()
+        replay = self.replays and not apart
+        self.decoder = self.step = open_model(directory / DECODER, threads, provider, replay=replay)
+        if apart:
+            self.step = open_model(directory / STEP, threads, provider, replay=self.replays)
         graph_inputs = {value.name: value for value in self.decoder.get_inputs()}
         cache = graph_inputs["past_key.0"]
         self.cache_dtype = CACHE_TYPES[cache.type]
@@ -92,7 +109,7 @@ class OnnxSession:
         room = self._room(len(prompts), capacity)
         lengths = np.array([len(prompt.input_ids) for prompt in prompts])
         vision = [self.vision(prompt) for prompt in prompts]
-        keys_values = self._allocate(len(prompts), room)
+        state = self._state(len(prompts), room)
         kept = np.empty((len(prompts), keep, self.config.text.vocab_size), np.float32)
         last = lengths[:, None] - keep + np.arange(keep)  # the positions [B, keep] that get logits
         longest, size = int(lengths.max()), max(1, self.chunk // len(prompts))
@@ -104,10 +121,13 @@ class OnnxSession:
             positions = self.fill(arrays, prompts, vision, start, stop)
             counts = np.clip(lengths - start, 0, stop - start)
             self.inputs.place(arrays, np.minimum(lengths, start), counts, positions)
-            self.run(self.bind(self.decoder, arrays, keys_values), self.after_prefill)
+            self.run(self.bind(self.decoder, arrays, state.keys_values, self.after_prefill))
             kept[sequence, slot] = arrays["logits"][: len(sequence)]
         positions = np.array([prompt.next_position for prompt in prompts])
-        return kept, Cache(lengths, positions, capacity, State(keys_values, {}))
+        cache = Cache(lengths, positions, capacity, state)
+        if self.replays:
+            weakref.finalize(cache, self._leave, (len(prompts), room), state).atexit = False
+        return kept, cache
 
     def extend(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
         """See Session.extend."""
@@ -129,11 +149,12 @@ class OnnxSession:
         """The arrays of a step of `size` tokens; made once for each size, so that no step allocates."""
         state, rows = cache.state, len(cache.lengths) * size
         if size not in state.steps:
-            room = self.context or cache.capacity
+            room = self._room(len(cache.lengths), cache.capacity)
             arrays = self.arrays(len(cache.lengths), size, room, rows)
             arrays["logit_rows"][:] = np.arange(rows)
             graph = self.step if size == 1 else self.decoder
-            state.steps[size] = self.bind(graph, arrays, state.keys_values)
+            options = recorded_as(next(self._numbers)) if self.replays else None
+            state.steps[size] = self.bind(graph, arrays, state.keys_values, options)
         found: Bound = state.steps[size]
         return found
 
@@ -175,7 +196,17 @@ class OnnxSession:
             raise UserError(f"{capacity} tokens: these engines were built for a context of {self.context}")
         if self.engines and batch > self.engines.batch:
             raise UserError(f"{batch} sequences: these engines were built for {self.engines.batch} together")
-        return self.context or capacity
+        if self.context or not self.replays:
+            return self.context or capacity
+        return -(-capacity // ROOM) * ROOM
+
+    def _state(self, batch: int, capacity: int) -> State:
+        """Room for keys and values: on a GPU the last that nobody holds any more, if it is as large, since
+        its steps are recorded."""
+        return self._spare.pop((batch, capacity), None) or State(self._allocate(batch, capacity), {})
+
+    def _leave(self, size: tuple[int, int], state: State) -> None:
+        self._spare = {size: state}
 
     def cache_arrays(self, batch: int, capacity: int) -> Arrays:
         """Keys and values of every layer, f32, f16 or int8 as the graph says [B, kv heads, capacity, D].
@@ -192,13 +223,13 @@ class OnnxSession:
         arrays = self.cache_arrays(batch, capacity)
         return {name: ort.OrtValue.ortvalue_from_numpy(array, *self.memory) for name, array in arrays.items()}
 
-    def bind(self, graph: Any, arrays: Arrays, keys_values: dict[str, Any]) -> Bound:
-        """Everything that one run of `graph` needs, in place."""
+    def bind(self, graph: Any, arrays: Arrays, keys_values: dict[str, Any], options: Any = None) -> Bound:
+        """Everything that a run of `graph` needs, in place."""
         binding, copies = graph.io_binding(), {}
+        logits = ort.OrtValue.ortvalue_from_numpy(arrays["logits"], *self.memory)
+        binding.bind_ortvalue_output("logits", logits)
         for name, array in arrays.items():
-            if name == "logits":
-                binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
-            else:
+            if name != "logits":
                 copies[name] = ort.OrtValue.ortvalue_from_shape_and_type(
                     array.shape, array.dtype.type, *self.memory
                 )
@@ -206,10 +237,12 @@ class OnnxSession:
         for name, value in keys_values.items():
             binding.bind_ortvalue_input(f"past_{name}", value)
             binding.bind_ortvalue_output(f"present_{name}", value)
-        return Bound(graph, binding, arrays, copies)
+        return Bound(graph, binding, arrays, copies, logits, options)
 
-    def run(self, bound: Bound, options: Any = None) -> None:
+    def run(self, bound: Bound) -> None:
         """One pass: `bound.arrays` in, its logits and the cache out."""
         for name, copy in bound.copies.items():
             copy.update_inplace(bound.arrays[name])
-        bound.graph.run_with_iobinding(bound.binding, options)
+        bound.graph.run_with_iobinding(bound.binding, bound.options)
+        if self.replays:  # on a CPU the graph wrote them into the array itself
+            bound.arrays["logits"][:] = bound.logits.numpy()

@@ -143,8 +143,8 @@ class OnnxSlots:
         arrays["logit_rows"][:] = stop - start - 1
         positions = self.session.fill(arrays, [slot.prompt], [slot.vision], start, stop)
         self.session.inputs.place(arrays, np.array([start]), np.array([stop - start]), positions)
-        bound = self.session.bind(self.session.decoder, arrays, self._view(slot.row, slot.row + 1))
-        self.session.run(bound, self.session.after_prefill)
+        view, options = self._view(slot.row, slot.row + 1), self.session.after_prefill
+        self.session.run(self.session.bind(self.session.decoder, arrays, view, options))
         slot.length = stop
         if stop < end:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def test_a_gpu_that_engines_cannot_be_built_for_says_so(
 ) -> None:
     h100 = Gpu("NVIDIA H100", "sm90", 80 << 30, "580.65")
     monkeypatch.setattr(gpu, "find_gpu", lambda: h100)
+    monkeypatch.setattr("engines.tensorrt.engines.find_gpu", lambda: h100)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     measured: list[str] = []
 
     def measure(arms: list[Arm], **_: Any) -> Results:
@@ -64,7 +67,7 @@ def test_a_gpu_that_engines_cannot_be_built_for_says_so(
     with pytest.raises(UserError, match="transformers: stop here"):
         compare_on_gpu([micro_checkpoint], folder=tmp_path, rounds=1, tell=told.append)
     assert measured == ["transformers", "checkpoint, onnxruntime"]
-    assert "checkpoint, TensorRT: sm90 (H100, H200) takes TensorRT" in told[-1]
+    assert "checkpoint, TensorRT: TensorRT is not installed" in told[-1]
     assert not list(tmp_path.glob("*sm90*"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,26 @@ from onnx import helper
 from engines.__main__ import main
 from engines.checkpoint import Checkpoint
 from engines.device import Gpu
-from engines.engine_files import EngineFacts
+from engines.engine_files import RTX, TENSORRT, EngineFacts
 from engines.errors import UserError
 from engines.export import export_standard
+from engines.graphs.narrow import NarrowFloats
+from engines.narrow import to_nvfp4
 from engines.onnx_files import DECODER, STEP, VISION
 from engines.onnx_session import OnnxSession
 from engines.tensorrt.compiler import compile_graph, pinned
-from engines.tensorrt.engines import Limits, check_plan, compile_artifact, ranges
+from engines.tensorrt.engines import (
+    KERNEL_BYTES,
+    NARROW,
+    Limits,
+    check_plan,
+    check_size,
+    compile_artifact,
+    ranges,
+    weight_bytes,
+)
 from engines.tensorrt.plan import Plan, parse_plan
-from engines.tensorrt.targets import TARGETS, find_target
+from engines.tensorrt.targets import FP8, FP16, INT4, NVFP4, TARGETS, find_target
 from tests.int4_checkpoints import write_int4_pair
 
 SMALL = Limits(context=96, chunk=32, patches=256)
@@ -53,7 +65,7 @@ def test_int4_engines_keep_their_weights_in_4_bits(networks: dict[str, Path], tm
     assert set(plans) == {VISION, DECODER, STEP}
     for name in (DECODER, STEP):
         assert plans[name].constants["Int4"] == LINEARS
-        assert plans[name].int4_products in (4 * LAYERS, 7 * LAYERS)  # q, k, v and gate, up may be joined
+        assert plans[name].products("Int4") in (4 * LAYERS, 7 * LAYERS)  # q, k, v and gate, up may be joined
         assert plans[name].attention_kernels == LAYERS
     assert any("gemv" in layer.name for layer in plans[STEP].layers)
     assert plans[VISION].attention_kernels == BLOCKS
@@ -75,18 +87,99 @@ def test_an_engine_is_as_large_as_its_weights(engines: Path) -> None:
     assert weights < (engines / "step.engine").stat().st_size < weights + kernels
 
 
+H200 = Gpu("NVIDIA H200", "sm90", 140 << 30, "580.95")
+
+
 @pytest.mark.parametrize(
-    ("target", "int4", "message"),
+    ("target", "weights", "gpu", "message"),
     [
-        ("sm75", True, "sm75 .* has no 4-bit products"),
-        ("sm90", False, "sm90 .* takes TensorRT, which builds on that GPU alone"),
-        ("sm100", True, "takes TensorRT"),
-        ("sm33", False, "target sm33: expected one of sm75, sm80"),
+        ("sm33", FP16, None, "target sm33: expected one of sm75, sm80"),
+        ("sm75", INT4, None, r"sm75 \(RTX 20, T4\) has no products with int4 weights: found on sm80, sm86"),
+        ("sm86", FP8, None, "sm86 .* has no products with fp8 weights: found on sm89, sm90"),
+        ("sm89", NVFP4, None, "sm89 .* has no products with nvfp4 weights: found on sm100, sm120"),
+        (
+            "sm90",
+            INT4,
+            None,
+            "engines for sm90 .* compiled by TensorRT on that very GPU, here is no NVIDIA GPU",
+        ),
+        ("sm100", FP16, H200, r"here is NVIDIA H200 \(sm90\): run this on a machine that has one"),
     ],
 )
-def test_a_target_that_cannot_be_built_for_says_why(target: str, int4: bool, message: str) -> None:
+def test_a_target_that_cannot_be_built_for_says_why(
+    target: str, weights: str, gpu: Gpu | None, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        find_target(target, int4=int4)
+        find_target(target, weights, gpu)
+
+
+def test_each_target_goes_to_its_own_tensorrt() -> None:
+    assert find_target("sm89", FP8, None).runtime is RTX
+    assert find_target("sm90", FP8, H200).runtime is TENSORRT
+
+
+@pytest.fixture(scope="module", params=[("fp8", "sm89", "sm86"), ("nvfp4", "sm120", "sm89")])
+def narrow(
+    request: pytest.FixtureRequest, micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, str, str]:
+    """Graphs in 8- or 4-bit floats: their folder, the type, a target that has it, one that has not."""
+    weights, able, unable = request.param
+    folder = tmp_path_factory.mktemp("narrow") / weights
+    export_standard(Checkpoint.open(micro_checkpoint), folder, weights=weights)
+    return folder, weights, able, unable
+
+
+def test_both_sides_of_a_product_are_in_8_or_4_bit_floats(
+    narrow: tuple[Path, str, str, str], tmp_path: Path
+) -> None:
+    folder, weights, target, _ = narrow
+    plans = compile_artifact(folder, tmp_path / "out", target, SMALL)
+    assert set(plans) == {VISION, DECODER, STEP}
+    for name in (DECODER, STEP):
+        kind = NARROW[weights][1]
+        assert plans[name].constants[kind] == LINEARS
+        assert plans[name].products(kind) in (4 * LAYERS, 7 * LAYERS)
+        assert plans[name].attention_kernels == LAYERS
+    assert EngineFacts.read(tmp_path / "out").target == target
+
+
+def test_the_compiler_itself_refuses_floats_a_gpu_lacks(
+    narrow: tuple[Path, str, str, str], tmp_path: Path
+) -> None:
+    folder, _, _, target = narrow
+    with pytest.raises(UserError, match=f"cannot build it for {target}"):
+        compile_graph(folder / DECODER, tmp_path / "no.engine", TARGETS[target], ranges(SMALL)[DECODER])
+
+
+def test_weights_that_are_widened_before_each_product_are_refused(
+    micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the weights in NVFP4: TensorRT writes them out in fp16, in a kernel that reads nothing else."""
+
+    def linear(self: NarrowFloats, name: str, x: str, weight: Any, bias: Any = None) -> str:
+        return self.op("MatMul", [x, self._nvfp4(name, to_nvfp4(weight))], name=name)
+
+    monkeypatch.setattr(NarrowFloats, "linear", linear)
+    export_standard(Checkpoint.open(micro_checkpoint), tmp_path / "network", weights="nvfp4")
+    with pytest.raises(UserError, match="0 products with nvfp4 weights, expected 4 to 7 for each of its 4"):
+        compile_artifact(tmp_path / "network", tmp_path / "out", "sm120", SMALL)
+
+
+def test_an_engine_that_holds_more_or_less_than_its_weights_is_refused(
+    engines: Path, networks: dict[str, Path], tmp_path: Path
+) -> None:
+    decoder = onnx.load(networks["int4"] / DECODER, load_external_data=False)
+    check_size(engines / "step.engine", decoder)
+    for size in (weight_bytes(decoder) // 2, 2 * weight_bytes(decoder) + int(KERNEL_BYTES)):
+        (tmp_path / "engine").write_bytes(bytes(size))
+        with pytest.raises(UserError, match=f"has {size} bytes, its graph's weights {weight_bytes(decoder)}"):
+            check_size(tmp_path / "engine", decoder)
+
+
+def test_a_rounded_checkpoint_is_not_rounded_again(networks: dict[str, Path], tmp_path: Path) -> None:
+    packed = networks["int4"].parent / "int4 pair" / "packed"
+    with pytest.raises(UserError, match="is quantized: fp8 weights are made from a 16-bit checkpoint"):
+        export_standard(Checkpoint.open(packed), tmp_path / "out", weights="fp8")
 
 
 def test_the_compiler_itself_refuses_4_bits_on_sm75(networks: dict[str, Path], tmp_path: Path) -> None:
@@ -114,7 +207,7 @@ def test_a_plan_that_widened_its_weights_is_refused(networks: dict[str, Path], t
         networks["fp16"] / DECODER, tmp_path / "wide.engine", TARGETS["sm89"], ranges(SMALL)[DECODER]
     )
     wanted = onnx.load(networks["int4"] / DECODER, load_external_data=False)
-    with pytest.raises(UserError, match=f"holds 0 weights in 4 bits, expected {LINEARS}"):
+    with pytest.raises(UserError, match=f"holds 0 weights in int4, expected {LINEARS}"):
         check_plan(plan, DECODER, wanted)
     with pytest.raises(UserError, match=f"has 0 attention kernels, expected {LAYERS}"):
         check_plan(Plan(()), DECODER, wanted)
@@ -143,7 +236,9 @@ def test_report_is_read_as_the_compiler_prints_it() -> None:
     (layer,) = plan.layers
     assert layer.inputs == {"present_key.0", "x"}
     assert layer.constants == {"Int4": 128 * 64, "Half": 256}
-    assert (plan.attention_kernels, plan.int4_products) == (1, 1)
+    assert (plan.attention_kernels, plan.products("Int4")) == (1, 1)
+    (widened,) = parse_plan([line.replace(inputs, "")]).layers  # it reads nothing but constants
+    assert Plan((widened,)).products("Int4") == 0
     assert plan.unread(["past_key.0", "x", "mask"]) == ["mask"]
 
 
@@ -192,7 +287,11 @@ ADA = Gpu("NVIDIA GeForce RTX 4090 D", "sm89", 24 << 30, "580.95")
     [
         (None, "holds engines for sm89: this machine has no NVIDIA GPU"),
         (
-            Gpu("NVIDIA H200", "sm90", 140 << 30, "580.95"),
+            replace(ADA, driver="570.133"),
+            "engines for CUDA 13, the driver here is 570.133: install driver 580 or newer",
+        ),
+        (
+            H200,
             r"for sm89, the GPU here is NVIDIA H200 \(sm90\): build them for it with --target sm90",
         ),
     ],
@@ -206,8 +305,12 @@ def test_engines_are_refused_by_another_version(engines: Path) -> None:
     facts = EngineFacts.read(engines)
     facts.check_device(engines, ADA)
     facts.check_version(engines, "1.7.9")
-    with pytest.raises(UserError, match=r"built by TensorRT for RTX 1\.7\.1\.116, here is 1\.8\.0"):
+    built = r"built by TensorRT for RTX 1\.7\.1\.116 for CUDA 13, here is"
+    with pytest.raises(UserError, match=built + r" 1\.8\.0 for CUDA 13: install that version or build"):
         facts.check_version(engines, "1.8.0")
+    older = facts.model_copy(update={"cuda": 12})
+    with pytest.raises(UserError, match=r"for CUDA 12, here is 1\.7\.1 for CUDA 13"):
+        older.check_version(engines, "1.7.1")
 
 
 @pytest.mark.parametrize("content", [b"", b"ftrt an engine of something else"])
@@ -236,8 +339,28 @@ def test_a_missing_compiler_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
-    with pytest.raises(UserError, match="TensorRT for RTX is not installed: pip install"):
+    with pytest.raises(
+        UserError, match=r"TensorRT for RTX is not installed \(.*\): pip install tensorrt-rtx"
+    ):
         compile_artifact(networks["int4"], tmp_path / "out", "sm89", SMALL)
+
+
+def test_plain_tensorrt_that_is_not_there_is_one_line(
+    networks: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the right GPU: no package, then a package without its library."""
+    monkeypatch.setattr("engines.tensorrt.engines.find_gpu", lambda: H200)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(
+        UserError, match=r"TensorRT is not installed \(.*tensorrt.*\): pip install tensorrt-cu13"
+    ):
+        compile_artifact(networks["int4"], tmp_path / "out", "sm90", SMALL)
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    (tmp_path / "tensorrt.py").write_text("import ctypes; ctypes.CDLL('libnvinfer.so.11')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"TensorRT is not installed \(libnvinfer.so.11: cannot open shared"):
+        compile_artifact(networks["int4"], tmp_path / "out", "sm90", SMALL)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_provider_is_one_line(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,5 +380,9 @@ def test_command_line(micro_checkpoint: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["run", str(out), "--prompt", "hi"]) == 1
     assert "engines for sm120: this machine has no NVIDIA GPU" in capsys.readouterr().err
     assert main([*arguments[:5], str(tmp_path / "no"), "--context", "-1"]) in (1, 2)
-    assert main(["tensorrt", str(micro_checkpoint), "--target", "sm90", "-o", str(tmp_path / "no")]) == 1
+    elsewhere = ["tensorrt", str(micro_checkpoint), "-o", str(tmp_path / "no"), "--target"]
+    assert main([*elsewhere, "sm90"]) == 1
+    assert "compiled by TensorRT on that very GPU, here is no NVIDIA GPU" in capsys.readouterr().err
+    assert main([*elsewhere, "sm89", "--precision", "nvfp4"]) == 1
+    assert "no products with nvfp4 weights: found on sm100, sm120" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

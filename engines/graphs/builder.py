@@ -94,10 +94,11 @@ class Graph:
         """Store `array` under `name`: inline when small, else in the external data file (or in `file`)."""
         return self._store(name, array, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, file)
 
-    def int4(self, name: str, pairs: npt.NDArray[np.uint8]) -> str:
-        """Store signed 4-bit codes, two to a byte of `pairs` [K, N / 2], as a tensor [K, N]."""
-        rows, columns = pairs.shape
-        return self._store(name, pairs, TensorProto.INT4, (rows, 2 * columns), None)
+    def codes(self, name: str, stored: npt.NDArray[np.uint8], kind: int) -> str:
+        """Store codes [K, N] of a type that numpy lacks: bytes [K, N], or [K, N / 2] of a 4-bit type."""
+        rows, columns = stored.shape
+        width = 2 * columns if kind in (TensorProto.INT4, TensorProto.FLOAT4E2M1) else columns
+        return self._store(name, stored, kind, (rows, width), None)
 
     def _store(self, name: str, array: Array, kind: int, shape: tuple[int, ...], file: Path | None) -> str:
         tensor = TensorProto(name=name, dims=shape, data_type=kind)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
 
 from engines.config import TextConfig, VisionConfig
 from engines.graphs.builder import Array, Graph, halved
@@ -51,7 +52,7 @@ class Standard(Graph):
 
     def _dequantized(self, name: str, weight: Int4) -> str:
         pairs, scales = to_dequantizelinear(weight)
-        codes = self.int4(f"{name}.codes", pairs)
+        codes = self.codes(f"{name}.codes", pairs, TensorProto.INT4)
         scale = self.initializer(f"{name}.scales", halved(scales, f"{name}.scales"))
         size = weight.group_size
         return self.op("DequantizeLinear", [codes, scale], name=f"{name}.weight", axis=0, block_size=size)

@@ -1,4 +1,5 @@
-"""Compiles a graph of standard operators into a TensorRT engine, on a machine with or without a GPU."""
+"""Compiles a graph of standard operators into a TensorRT engine: by TensorRT for RTX without a GPU, by plain
+TensorRT on the GPU that the engine is for. The calls are the same; the second has not been run."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any, BinaryIO
 
 import onnx
 
+from engines.engine_files import RTX
 from engines.errors import UserError
 from engines.tensorrt.plan import Plan, parse_plan
 from engines.tensorrt.targets import Target
@@ -29,17 +31,6 @@ class Range:
 Ranges = Mapping[str, Range]  # by the dimension's name
 
 
-def load_compiler() -> Any:
-    """The module of TensorRT for RTX; UserError when it is not installed."""
-    try:
-        import tensorrt_rtx_bindings as tensorrt_rtx
-    except ImportError:
-        raise UserError(
-            "TensorRT for RTX is not installed: pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
-        ) from None
-    return tensorrt_rtx
-
-
 def pinned(graph: Path, ranges: Ranges) -> onnx.ModelProto:
     """The graph with every dimension that has only one size set to it; weights stay in their files."""
     model = onnx.load(graph, load_external_data=False)
@@ -58,7 +49,7 @@ def compile_graph(graph: Path, engine: Path, target: Target, ranges: Ranges) -> 
     Raises UserError with the compiler's own words when graph or target do not allow it, and when the engine
     would ignore an input.
     """
-    trt = load_compiler()
+    trt = target.runtime.load()
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -72,8 +63,9 @@ def compile_graph(graph: Path, engine: Path, target: Target, ranges: Ranges) -> 
         raise UserError(f"{graph}: TensorRT cannot read it: {_first_line(reason)}")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, target.name.upper()), 0)
+    if target.runtime is RTX:  # which has no GPU to ask
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, target.name.upper()), 0)
     profile = builder.create_optimization_profile()
     for value in model.graph.input:
         profile.set_shape(value.name, *_shapes(value, ranges))

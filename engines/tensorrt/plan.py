@@ -36,10 +36,9 @@ class Plan:
         """Layers that are a whole attention: no scores are written to memory."""
         return sum("_mha_" in layer.name for layer in self.layers)
 
-    @property
-    def int4_products(self) -> int:
-        """Layers that multiply by 4-bit weights without widening them in memory."""
-        return sum(layer.constants["Int4"] > 0 for layer in self.layers)
+    def products(self, kind: str) -> int:
+        """Layers that multiply by weights of that type; one that reads nothing else only widens them."""
+        return sum(layer.constants[kind] > 0 and bool(layer.inputs) for layer in self.layers)
 
     def unread(self, inputs: Iterable[str]) -> list[str]:
         """Those network inputs that no layer reads; a cache is read under the name it is written back to."""
