@@ -131,12 +131,11 @@ def disk_bytes(config: ModelConfig, variant: str, group_size: int) -> int:
 
 
 def _plan_bytes(size: Size, int4: bool, group_size: int) -> int:
-    """Engines hold a head of their own each; in 4 bits there are two decoders (engines.tensorrt.engines)."""
-    head = 2 * (size.head or size.embedding)
+    """In 4 bits there are two decoders (engines.tensorrt.engines). A tied head is the table of embeddings."""
     if int4:
-        decoders = 2 * (size.decoder_linears * (0.5 + 2 / group_size) + head)
+        decoders = 2 * (size.decoder_linears * (0.5 + 2 / group_size) + 2 * size.head)
     else:
-        decoders = 2 * size.decoder_linears + head
+        decoders = 2 * size.decoder_linears + 2 * size.head
     return int(decoders + 2 * (size.vision + size.other))
 
 
@@ -159,8 +158,7 @@ def memory_bytes(config: ModelConfig, variant: str, group_size: int, context: in
         pass_tokens = min(context, CHUNK) * batch
         working = 2 * pass_tokens * (2 * text.intermediate_size + 6 * text.hidden_size)
         cache = kv_bytes_per_token(config, variant) * context * batch
-        plans = _plan_bytes(size, bool(kind.method), group_size)
-        return TENSORRT.start_bytes + plans + working + cache
+        return TENSORRT.start_bytes + disk_bytes(config, variant, group_size) + working + cache
     weights: float = disk_bytes(config, variant, group_size)
     if kind.onnx and kind.method:  # of the 16-bit rows few are read; the packed ones lie beside their file
         weights += PACKED * (weights - 2 * size.embedding) - 2 * size.embedding

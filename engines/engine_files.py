@@ -19,38 +19,47 @@ CUDA, DRIVER = 13, 580  # the version of CUDA that both runtimes are installed f
 
 @dataclass(frozen=True)
 class Runtime:
-    """One of the two TensorRTs: its packages and Python module, how its plans begin, and the execution
-    provider of onnxruntime that runs them."""
+    """One of the two TensorRTs: its packages and Python module, the version that onnxruntime's execution
+    provider runs plans of, how they begin, and that provider."""
 
     name: str
     packages: tuple[str, ...]
     module: str
+    version: str
     magic: bytes
     provider: str
 
     def load(self) -> Any:
-        """Its Python module; UserError when that or its library is not installed."""
+        """Its Python module; UserError when that or its library is not installed, or is another version."""
         try:
-            return importlib.import_module(self.module)
+            module = importlib.import_module(self.module)
         except (ImportError, OSError) as error:
-            raise self._missing(str(error).splitlines()[0]) from None
+            raise self._refused(f"is not installed ({str(error).splitlines()[0]})") from None
+        self._check(module.__version__)
+        return module
 
     def check_installed(self) -> None:
-        """UserError when a package is not there; nothing is loaded."""
+        """UserError when a package is not there, or is another version; nothing is loaded."""
         for package in self.packages:
             try:
-                version(package)
+                self._check(version(package))
             except PackageNotFoundError:
-                raise self._missing(f"no package {package}") from None
+                raise self._refused(f"is not installed (no package {package})") from None
 
-    def _missing(self, reason: str) -> UserError:
-        return UserError(f"{self.name} is not installed ({reason}): pip install {' '.join(self.packages)}")
+    def _check(self, found: str) -> None:
+        if found.split(".")[:2] != self.version.split(".")[:2]:
+            raise self._refused(f"is {found} here, onnxruntime runs plans of {self.version}")
+
+    def _refused(self, reason: str) -> UserError:
+        packages = " ".join(f"{package}=={self.version}" for package in self.packages)
+        return UserError(f"{self.name} {reason}: pip install {packages}")
 
 
 RTX = Runtime(
     name="TensorRT for RTX",
     packages=("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings"),
     module="tensorrt_rtx_bindings",
+    version="1.7.1.116",
     magic=b"vtrt",
     provider="NvTensorRTRTXExecutionProvider",
 )
@@ -58,6 +67,7 @@ TENSORRT = Runtime(
     name="TensorRT",
     packages=("tensorrt-cu13",),
     module="tensorrt",
+    version="10.16.1.11",  # onnxruntime-gpu 1.31 loads libnvinfer.so.10; 10.15 brought the graphs' operators
     magic=b"ftrt",
     provider="TensorrtExecutionProvider",
 )

@@ -16,6 +16,7 @@ STEP = "step.onnx"  # the decoder for one token a sequence, where that is an eng
 EMBEDDING = "embedding.bin"  # [vocabulary, hidden size], row-major, fp16 or (from an fp32 checkpoint) fp32
 HEAD_ROWS = 8192  # of a 16-bit head, widened at a time
 PACKED = 0.3  # share of 4- and 8-bit weights that onnxruntime holds once more, in its own order
+HEAD = "lm_head.weight"  # the head's weight in a graph; of an engine, where it is tied, an input
 
 EmbeddingTable = np.memmap[tuple[int, int], np.dtype[Any]]
 

@@ -22,10 +22,10 @@ MEMORY = {
     TENSORRT.provider: ("cuda", 0, -1),
     RTX.provider: ("gpu", 0, NVIDIA),
 }
-# How each GPU provider is told to record the kernels of a run and to repeat them (CUDA graphs).
+# How a provider is told to record the kernels of runs and to repeat them (CUDA graphs). Plain TensorRT's has
+# one recording only, whose addresses would be another conversation's.
 REPLAY = {
     CUDA: "enable_cuda_graph",
-    TENSORRT.provider: "trt_cuda_graph_enable",
     RTX.provider: "enable_cuda_graph",
 }
 

@@ -18,11 +18,12 @@ from engines.config import ModelConfig
 from engines.device import find_gpu
 from engines.engine_files import ENGINE_FACTS, EngineFacts
 from engines.errors import UserError
-from engines.onnx_files import DECODER, EMBEDDING, STEP, VISION, read_embedding
+from engines.onnx_files import DECODER, EMBEDDING, HEAD, STEP, VISION, read_embedding
 from engines.onnx_inputs import Arrays, DecoderInputs, FusedInputs, StandardInputs
 from engines.onnx_runtime import (
     CPU,
     MEMORY,
+    REPLAY,
     check_provider,
     engine_version,
     open_model,
@@ -83,8 +84,8 @@ class OnnxSession:
             chunk = min(chunk, self.engines.chunk)
         else:
             check_provider(provider)
-        self.chunk, self.memory, self.replays = chunk, MEMORY[provider], provider != CPU
-        self.after_prefill = recorded_as(-1) if self.replays else releasing()
+        self.chunk, self.memory, self.replays = chunk, MEMORY[provider], provider in REPLAY
+        self.after_prefill = recorded_as(-1) if self.replays else releasing() if provider == CPU else None
         self._numbers, self._spare = count(1), dict[tuple[int, int], State]()
         self.embedding = read_embedding(directory / EMBEDDING, self.config.text)
         patches = self.engines.patches if self.engines else None
@@ -98,6 +99,9 @@ class OnnxSession:
         cache = graph_inputs["past_key.0"]
         self.cache_dtype = CACHE_TYPES[cache.type]
         self.context = cache.shape[2] if isinstance(cache.shape[2], int) else None  # an engine's is fixed
+        self.shared = {}  # by every engine
+        if HEAD in graph_inputs:
+            self.shared[HEAD] = ort.OrtValue.ortvalue_from_numpy(np.asarray(self.embedding), *self.memory)
         standard = "attention_mask" in graph_inputs
         self.inputs: DecoderInputs = (StandardInputs if standard else FusedInputs)(self.config)
 
@@ -234,6 +238,8 @@ class OnnxSession:
                     array.shape, array.dtype.type, *self.memory
                 )
                 binding.bind_ortvalue_input(name, copies[name])
+        for name, value in self.shared.items():
+            binding.bind_ortvalue_input(name, value)
         for name, value in keys_values.items():
             binding.bind_ortvalue_input(f"past_{name}", value)
             binding.bind_ortvalue_output(f"present_{name}", value)
@@ -244,5 +250,5 @@ class OnnxSession:
         for name, copy in bound.copies.items():
             copy.update_inplace(bound.arrays[name])
         bound.graph.run_with_iobinding(bound.binding, bound.options)
-        if self.replays:  # on a CPU the graph wrote them into the array itself
+        if bound.logits.data_ptr() != bound.arrays["logits"].ctypes.data:  # a CPU's graph writes to the array
             bound.arrays["logits"][:] = bound.logits.numpy()

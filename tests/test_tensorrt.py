@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ from engines.errors import UserError
 from engines.export import export_standard
 from engines.graphs.narrow import NarrowFloats
 from engines.narrow import to_nvfp4
-from engines.onnx_files import DECODER, STEP, VISION
+from engines.onnx_files import DECODER, HEAD, STEP, VISION
 from engines.onnx_session import OnnxSession
 from engines.tensorrt.compiler import compile_graph, pinned
 from engines.tensorrt.engines import (
@@ -67,6 +68,8 @@ def test_int4_engines_keep_their_weights_in_4_bits(networks: dict[str, Path], tm
         assert plans[name].constants["Int4"] == LINEARS
         assert plans[name].products("Int4") in (4 * LAYERS, 7 * LAYERS)  # q, k, v and gate, up may be joined
         assert plans[name].attention_kernels == LAYERS
+        assert plans[name].constants["Half"] < 512 * 128  # the head is not among them, and is read as it lies
+        assert any(HEAD in layer.inputs for layer in plans[name].layers)
     assert any("gemv" in layer.name for layer in plans[STEP].layers)
     assert plans[VISION].attention_kernels == BLOCKS
     assert plans[VISION].constants["Int4"] == 0
@@ -82,7 +85,7 @@ def test_16_bit_engines_hold_the_decoder_once(networks: dict[str, Path], tmp_pat
 
 
 def test_an_engine_is_as_large_as_its_weights(engines: Path) -> None:
-    weights = LINEARS / 2 + LINEARS / 32 * 2 + 512 * 128 * 2
+    weights = LINEARS / 2 + LINEARS / 32 * 2
     kernels = 6e6  # of this model's plans the most is code, which does not grow with it
     assert weights < (engines / "step.engine").stat().st_size < weights + kernels
 
@@ -133,14 +136,15 @@ def test_both_sides_of_a_product_are_in_8_or_4_bit_floats(
     narrow: tuple[Path, str, str, str], tmp_path: Path
 ) -> None:
     folder, weights, target, _ = narrow
-    plans = compile_artifact(folder, tmp_path / "out", target, SMALL)
-    assert set(plans) == {VISION, DECODER, STEP}
+    find_target(target, weights, None)
     for name in (DECODER, STEP):
+        sizes, engine = ranges(SMALL)[name], tmp_path / "out.engine"
+        plan = compile_graph(folder / DECODER, engine, TARGETS[target], sizes)
+        check_plan(plan, name, pinned(folder / DECODER, sizes))
+        check_size(engine, pinned(folder / DECODER, sizes))
         kind = NARROW[weights][1]
-        assert plans[name].constants[kind] == LINEARS
-        assert plans[name].products(kind) in (4 * LAYERS, 7 * LAYERS)
-        assert plans[name].attention_kernels == LAYERS
-    assert EngineFacts.read(tmp_path / "out").target == target
+        assert plan.constants[kind] == LINEARS
+        assert plan.products(kind) in (4 * LAYERS, 7 * LAYERS)
 
 
 def test_the_compiler_itself_refuses_floats_a_gpu_lacks(
@@ -160,15 +164,17 @@ def test_weights_that_are_widened_before_each_product_are_refused(
         return self.op("MatMul", [x, self._nvfp4(name, to_nvfp4(weight))], name=name)
 
     monkeypatch.setattr(NarrowFloats, "linear", linear)
-    export_standard(Checkpoint.open(micro_checkpoint), tmp_path / "network", weights="nvfp4")
+    export_standard(Checkpoint.open(micro_checkpoint), tmp_path, weights="nvfp4")
+    sizes = ranges(SMALL)[DECODER]
+    plan = compile_graph(tmp_path / DECODER, tmp_path / "engine", TARGETS["sm120"], sizes)
     with pytest.raises(UserError, match="0 products with nvfp4 weights, expected 4 to 7 for each of its 4"):
-        compile_artifact(tmp_path / "network", tmp_path / "out", "sm120", SMALL)
+        check_plan(plan, DECODER, pinned(tmp_path / DECODER, sizes))
 
 
 def test_an_engine_that_holds_more_or_less_than_its_weights_is_refused(
     engines: Path, networks: dict[str, Path], tmp_path: Path
 ) -> None:
-    decoder = onnx.load(networks["int4"] / DECODER, load_external_data=False)
+    decoder = pinned(networks["int4"] / DECODER, ranges(SMALL)[STEP])
     check_size(engines / "step.engine", decoder)
     for size in (weight_bytes(decoder) // 2, 2 * weight_bytes(decoder) + int(KERNEL_BYTES)):
         (tmp_path / "engine").write_bytes(bytes(size))
@@ -321,6 +327,22 @@ def test_a_foreign_plan_is_refused(engines: Path, tmp_path: Path, content: bytes
         EngineFacts.read(folder).check_device(folder, ADA)
 
 
+def test_engines_of_plain_tensorrt_are_run_by_its_own_provider(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as that goes: a plan of the other TensorRT, then an onnxruntime that lacks the provider."""
+    monkeypatch.setattr("engines.onnx_session.find_gpu", lambda: H200)
+    folder = shutil.copytree(engines, tmp_path / "engines")
+    update = {"target": "sm90", "runtime": "TensorRT", "version": TENSORRT.version}
+    EngineFacts.read(folder).model_copy(update=update).write(folder / "engine.json")
+    with pytest.raises(UserError, match=r"decoder\.engine is no plan of TensorRT: build the engines again"):
+        OnnxSession(folder)
+    for engine in folder.glob("*.engine"):
+        engine.write_bytes(b"ftrt" + bytes(100))
+    with pytest.raises(UserError, match="execution provider TensorrtExecutionProvider: expected CPU"):
+        OnnxSession(folder)
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [(None, "engine.json is missing"), ("{}", "target: Field required"), ("[", "the document: Invalid JSON")],
@@ -359,6 +381,13 @@ def test_plain_tensorrt_that_is_not_there_is_one_line(
     (tmp_path / "tensorrt.py").write_text("import ctypes; ctypes.CDLL('libnvinfer.so.11')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"TensorRT is not installed \(libnvinfer.so.11: cannot open shared"):
+        compile_artifact(networks["int4"], tmp_path / "out", "sm90", SMALL)
+    (tmp_path / "tensorrt.py").write_text("__version__ = '11.4.0.106'")
+    importlib.invalidate_caches()
+    another = (
+        "TensorRT is 11.4.0.106 here, onnxruntime runs plans of 10.16.1.11: pip install tensorrt-cu13==10"
+    )
+    with pytest.raises(UserError, match=another):
         compile_artifact(networks["int4"], tmp_path / "out", "sm90", SMALL)
     assert not (tmp_path / "out").exists()
 

@@ -19,7 +19,7 @@ import tensorrt_rtx_bindings
 
 from engines.tensorrt import compiler
 
-LIBRARIES = ("libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11")
+LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
 IMPORTED = (
     "createInferBuilder_INTERNAL",
     "createInferRefitter_INTERNAL",

@@ -17,7 +17,7 @@ from engines.graphs.builder import Array
 from engines.graphs.fused import Fused
 from engines.graphs.standard import Standard
 from engines.int4 import nearest
-from engines.onnx_files import HEAD_ROWS, EmbeddingTable
+from engines.onnx_files import HEAD, HEAD_ROWS, EmbeddingTable
 
 EXACT = 32  # logits of each row that are computed from 16-bit weights
 
@@ -27,7 +27,7 @@ def head(graph: Dialect, checkpoint: Checkpoint, x: str, embedding: EmbeddingTab
     tied = checkpoint.config.tie_word_embeddings
     weight: Array = embedding if tied else checkpoint.tensor("lm_head.weight")
     file = Path(str(embedding.filename)) if tied else None
-    stored = graph.stored("lm_head.weight", weight, file)
+    stored = graph.stored(HEAD, weight, file)
     if isinstance(graph, Standard):
         return graph.op("Gemm", [x, graph.cast(stored, np.float16)], name="lm_head", transB=1)
     if not checkpoint.quantization:

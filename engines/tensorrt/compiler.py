@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import onnx
+from onnx import TensorProto, helper
 
 from engines.engine_files import RTX
 from engines.errors import UserError
+from engines.onnx_files import EMBEDDING
 from engines.tensorrt.plan import Plan, parse_plan
 from engines.tensorrt.targets import Target
 from engines.tensorrt.weights import MappedWeights
@@ -32,8 +34,14 @@ Ranges = Mapping[str, Range]  # by the dimension's name
 
 
 def pinned(graph: Path, ranges: Ranges) -> onnx.ModelProto:
-    """The graph with every dimension that has only one size set to it; weights stay in their files."""
+    """The graph with every dimension that has only one size set to it; weights stay in their files.
+
+    A tied head becomes an input: it is the table of embeddings, which a session holds once for all engines.
+    """
     model = onnx.load(graph, load_external_data=False)
+    for tensor in [tensor for tensor in model.graph.initializer if _is_embedding(tensor)]:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        model.graph.initializer.remove(tensor)
     for value in (*model.graph.input, *model.graph.output):
         for dimension in value.type.tensor_type.shape.dim:
             sizes = ranges.get(dimension.dim_param)
@@ -81,6 +89,12 @@ def compile_graph(graph: Path, engine: Path, target: Target, ranges: Ranges) -> 
         engine.unlink()
         raise UserError(f"{graph}: the engine for {target.name} ignores the input {ignored[0]}")
     return plan
+
+
+def _is_embedding(tensor: TensorProto) -> bool:
+    """Whether a weight is the table of embeddings, in the type that it is multiplied in."""
+    places = [entry.value for entry in tensor.external_data if entry.key == "location"]
+    return places == [EMBEDDING] and tensor.data_type == TensorProto.FLOAT16
 
 
 def _shapes(value: onnx.ValueInfoProto, ranges: Ranges) -> list[Shape]:

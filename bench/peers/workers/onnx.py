@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from bench.peers.workers.protocol import About, Tokens, serve, size, stepwise
-from engines.onnx_files import DECODER, VISION
+from engines.onnx_files import DECODER, EMBEDDING, VISION
 from engines.onnx_runtime import CPU, CUDA
 from engines.onnx_session import OnnxSession
 from engines.processor import Inputs, Processor
@@ -28,6 +28,11 @@ class OnnxModel:
         runtime = self.session.engines
         engine = f"{runtime.runtime} {runtime.version}, " if runtime else ""
         engine += f"onnxruntime {onnxruntime.__version__}"
+        if (
+            self.session.config.tie_word_embeddings
+            and b"MatMulNBits" not in (directory / DECODER).read_bytes()
+        ):
+            decoder += size(directory / EMBEDDING)  # the head; one in 4 bits is the decoder's own
         kv = np.dtype(self.session.cache_dtype)
         self.about = About(engine, kv.name, kv.itemsize, decoder, size(directory) - vision, vision)
 
