@@ -39,7 +39,11 @@ def releasing() -> Any:
 
 def recorded_as(number: int) -> Any:
     """Options of a run whose kernels a GPU records under `number` and repeats from the second time on: for
-    fixed shapes and addresses. -1: of a run that is not to be recorded."""
+    fixed shapes and addresses. -1: of a run that is not to be recorded.
+
+    The first is made three times over, which is right where a run only writes what it wrote before, as a step
+    does to the cache.
+    """
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(number))
     return options

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from build.__main__ import main as build
 from engines.__main__ import main
 from engines.checkpoint import Checkpoint
 from engines.device import Gpu
@@ -397,6 +398,16 @@ def test_a_missing_provider_is_one_line(engines: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("engines.onnx_session.find_gpu", lambda: ADA)
     with pytest.raises(UserError, match="run by a provider that is not installed: pip install"):
         OnnxSession(engines)
+
+
+def test_a_build_for_a_gpu_that_must_be_here_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--out", str(tmp_path / "out"), "--set", "variants=[fp16, trt-fp16-sm90]"]
+    for command in ("plan", "all"):
+        assert build([command, *arguments]) == 1
+        assert "engines for sm90 (H100, H200) are compiled by TensorRT on that" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_command_line(micro_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
