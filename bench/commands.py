@@ -184,7 +184,8 @@ def load(options: Namespace) -> int:
         key=options.api_key_file.read_text().strip() if options.api_key_file else None,
     )
     columns = (
-        "clients requests errors turned_away tokens/s × ttft_p50_ms ttft_p95_ms gap_p99_ms gap_max_ms memory"
+        "clients requests errors turned_away tokens/s × ttft_p50_ms ttft_p95_ms gap_p99_ms gap_max_ms "
+        "gap_p99_beside_pictures_ms memory"
     )
     shown = Table(*(name.replace("_", " ") for name in columns.split()), box=None, header_style="bold")
     found: list[dict[str, Any]] = []
@@ -196,6 +197,7 @@ def load(options: Namespace) -> int:
         figures = [tally.tokens_per_s, ratio]
         figures += [found[-1]["ttft_ms"].get(name, 0) for name in ("p50", "p95")]
         figures += [found[-1]["gap_ms"].get(name, 0) for name in ("p99", "max")]
+        figures.append(found[-1]["gap_beside_pictures_ms"].get("p99", 0))
         counts = map(str, (clients, tally.requests, failed, tally.turned_away))
         shown.add_row(*counts, *(f"{value:,.3g}" for value in figures), human_size(memory) if memory else "-")
         for reason, count in tally.errors.items():

@@ -156,6 +156,38 @@ def test_stop_strings_and_biases(client: OpenAI) -> None:
     assert repeated.usage.completion_tokens == 9
 
 
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"min_p": 1}, {"top_p": 1e-9}, {"temperature": 0}])
+def test_sampling_that_leaves_one_token_is_greedy(client: OpenAI, narrow: dict[str, float]) -> None:
+    free = {"temperature": 2.0, "top_k": 0, "top_p": 1, "min_p": 0, "ignore_eos": True}
+    expected = ask(client, "Code of Zafolo?", temperature=0, max_tokens=9, extra_body={"ignore_eos": True})
+    found = ask(client, "Code of Zafolo?", seed=1, max_completion_tokens=9, extra_body=free | narrow)
+    assert found.choices[0].message.content == expected.choices[0].message.content
+    assert found.usage.completion_tokens == 9
+    other = ask(client, "Code of Zafolo?", seed=1, max_completion_tokens=9, extra_body=free)
+    assert other.choices[0].message.content != expected.choices[0].message.content
+
+
+def test_penalties_keep_from_repeating(client: OpenAI) -> None:
+    def tokens(**fields: Any) -> list[str]:
+        options = {"ignore_eos": True, "temperature": 0, "max_tokens": 60} | fields
+        answer = ask(client, "BORA?", logprobs=True, extra_body=options)
+        return [entry.token for entry in answer.choices[0].logprobs.content]
+
+    favoured = {"70": 40}
+    assert len(set(tokens(logit_bias=favoured))) == 1
+    assert len(set(tokens(logit_bias=favoured, frequency_penalty=2))) > 1
+    said = tokens(repetition_penalty=100)
+    assert len(set(said)) == len(said)
+
+
+def test_null_is_what_is_left_out(client: OpenAI) -> None:
+    names = "n stop stream logprobs top_logprobs presence_penalty frequency_penalty tools tool_choice user"
+    names += " response_format stream_options max_completion_tokens temperature store metadata logit_bias"
+    nothing = dict.fromkeys(names.split())
+    answers = [ask(client, "BORA?", seed=1, max_tokens=4, extra_body=extra) for extra in (nothing, {})]
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer", "maximum": 99}},
@@ -187,11 +219,11 @@ TOOLS: list[Any] = [
                 "properties": {field: {"$ref": "#/$defs/Size"}},
                 "required": [field],
                 "additionalProperties": False,
-                "$defs": {"Size": {"enum": [1, 2, 3]}},
+                "$defs": {"Size": {"enum": sizes}},
             },
         },
     }
-    for name, field in (("zoom", "by"), ("turn", "times"))
+    for name, field, sizes in (("zoom", "by", [1, 2, 3]), ("turn", "times", ["once", "twice"]))
 ]
 
 
@@ -210,9 +242,9 @@ def test_forced_tools_are_called(client: OpenAI, choice: Any, stream: bool) -> N
         assert answer.choices[0].message.content is None
     assert reason == "tool_calls"
     (call,) = calls
-    field = {"zoom": "by", "turn": "times"}[call.function.name]
+    field, sizes = {"zoom": ("by", (1, 2, 3)), "turn": ("times", ("once", "twice"))}[call.function.name]
     assert choice == "required" or call.function.name == "turn"
-    assert json.loads(call.function.arguments)[field] in (1, 2, 3)
+    assert json.loads(call.function.arguments)[field] in sizes
     assert call.id.startswith("call_")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +36,7 @@ from serve.arm.prompt import prepare
 from serve.arm.rules import constraint, rules, thinking
 from serve.arm.schema import ChatRequest
 from serve.arm.sequence import Answer, Token
+from serve.arm.turns import Client
 
 
 @dataclass(eq=False)
@@ -54,12 +56,13 @@ class Part:
 
 @dataclass(eq=False)
 class Chat:
-    """A request whose prompt is ready to run."""
+    """A request whose prompt is ready to run. `place`: of its pictures, left when they are computed."""
 
     model: Model
     name: str
     digest: str | None
     parts: list[Part]
+    place: ExitStack
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -74,13 +77,16 @@ class Chat:
 
             part.answer.emit = emit
             self.model.scheduler.submit(part.answer)
-        running = len(self.parts)
+        running, begun = len(self.parts), set[int]()
         while running:
             number, token = await found.get()
             if isinstance(token, UserError):
                 raise ApiError(400, str(token))
             if isinstance(token, Exception):
                 raise ApiError(500, "the model failed: the arm has to be started again")
+            begun.add(number)
+            if len(begun) == len(self.parts):
+                self.place.close()
             running -= token.finish_reason is not None
             yield number, self._take(self.parts[number], token)
 
@@ -88,6 +94,7 @@ class Chat:
         """Give up what still runs; its slots are free within a step."""
         for part in self.parts:
             part.answer.cancelled = True
+        self.place.close()
 
     def usage(self) -> Usage:
         prompt = len(self.parts[0].answer.inputs.input_ids)
@@ -133,7 +140,7 @@ class Chat:
         return TokenLogprob(**chosen.model_dump(), top_logprobs=others)
 
 
-async def begin(arm: Arm, model: Model, request: ChatRequest) -> Chat:
+async def begin(arm: Arm, model: Model, request: ChatRequest, client: Client) -> Chat:
     """Prepare a request's prompt and sequences; ApiError for all that can be known to be wrong by then."""
     if request.model not in (None, arm.settings.name):
         raise ApiError(
@@ -142,19 +149,22 @@ async def begin(arm: Arm, model: Model, request: ChatRequest) -> Chat:
             param="model",
             code="model_not_found",
         )
-    arrived = time.perf_counter()
-    inputs, vision = await prepare(arm, model, request)
-    base, processor = rules(model, request, inputs), model.processor
-    opened, forced = thinking(model, inputs), bool(request.forced_tools)
-    parts = []
-    for number in range(request.n):
-        own = replace(base, sampling=replace(base.sampling, seed=base.sampling.seed + number * 2**64))
-        held = await asyncio.get_running_loop().run_in_executor(arm.readers, constraint, model, request)
+    arrived, loop = time.perf_counter(), asyncio.get_running_loop()
+    with ExitStack() as place:
+        inputs, vision = await prepare(arm, model, request, client, place)
+        base, processor = rules(model, request, inputs), model.processor
+        opened, forced = thinking(model, inputs), bool(request.forced_tools)
         eos = () if request.ignore_eos else processor.config.eos_token_ids
-        answer = Answer(inputs, vision, own, processor.tokenizer, eos, lambda _: None, held, arrived=arrived)
-        output = Output(thinking=opened and not forced, tools=bool(request.offered_tools), forced=forced)
-        parts.append(Part(answer, output))
-    return Chat(model, arm.settings.name, arm.settings.digest, parts)
+        parts = []
+        for number in range(request.n):
+            own = replace(base, sampling=replace(base.sampling, seed=base.sampling.seed + number * 2**64))
+            held = await loop.run_in_executor(arm.readers, constraint, model, request)
+            answer = Answer(
+                inputs, vision, own, processor.tokenizer, eos, lambda _: None, held, client, arrived=arrived
+            )
+            output = Output(thinking=opened and not forced, tools=bool(request.offered_tools), forced=forced)
+            parts.append(Part(answer, output))
+        return Chat(model, arm.settings.name, arm.settings.digest, parts, place.pop_all())
 
 
 async def whole(chat: Chat) -> ChatCompletion:

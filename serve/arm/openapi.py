@@ -14,7 +14,7 @@ from serve.arm.upload import VisionForm
 
 READ: tuple[type[BaseModel], ...] = (ChatRequest, VisionForm)
 WRITTEN: tuple[type[BaseModel], ...] = (ChatCompletion, ChatCompletionChunk, Models, State, ErrorBody)
-ANSWER_ERRORS = (400, 401, 404, 413, 429, 500, 503, 504)
+ANSWER_ERRORS = (400, 401, 404, 408, 413, 429, 500, 503, 504)
 
 # Each server-sent event of an answer with "stream": true.
 DATA = {

@@ -151,12 +151,23 @@ class ChatRequest(Strict):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     ignore_eos: bool = Field(False, description="Answer on to the limit; for measuring.")
     parallel_tool_calls: bool = Field(True, description="Accepted; the model decides.")
-    # Facts about the caller that change no answer.
-    user: str | None = None
-    safety_identifier: str | None = None
+    # Facts about the caller that change no answer. Of these, only who it is matters, to share slots evenly.
+    user: str | None = Field(None, description="Whoever is behind the caller; users get their turns evenly.")
+    safety_identifier: str | None = Field(None, description="The newer name of user.")
+    prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: ServiceTier | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nothing(cls, data: Any) -> Any:
+        """Clients send null for what they leave to the server, as OpenAI lets them."""
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value for name, value in data.items() if value is not None or name not in cls.model_fields
+        }
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -176,6 +187,11 @@ class ChatRequest(Strict):
         if self.stop is not None and not all([self.stop] if isinstance(self.stop, str) else self.stop):
             raise ValueError("a stop string is empty")
         return self
+
+    @property
+    def named_client(self) -> str:
+        """On whose behalf the request is made, as far as it says."""
+        return self.safety_identifier or self.user or ""
 
     @property
     def forced_tools(self) -> list[Tool]:
