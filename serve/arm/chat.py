@@ -47,11 +47,8 @@ class Part:
     output: Output
     pieces: list[Piece] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    calls: int = 0
     finish_reason: FinishReason | None = None
-
-    @property
-    def calls(self) -> int:
-        return sum(piece.kind == "call" for piece in self.pieces)
 
 
 @dataclass(eq=False)
@@ -123,6 +120,7 @@ class Chat:
         if token.finish_reason:
             pieces += part.output.close()
         part.pieces += pieces
+        part.calls += sum(piece.kind == "call" for piece in pieces)
         if part.answer.rules.logprobs is not None:
             part.logprobs.append(self._logprob(token))
         if token.finish_reason:

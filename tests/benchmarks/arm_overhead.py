@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.benchmarks.arm_overhead [--streams 8] [--vocabulary 151936]
 
 An arm whose model is a clock: a step takes STEP seconds of no processor time and always says the same. What
-its process spends is therefore all overhead. The clients are the load command's, in this process, not counted.
+its process spends is therefore all overhead. The clients are the load command's, in this process, uncounted.
 """
 
 from __future__ import annotations
