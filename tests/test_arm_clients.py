@@ -154,11 +154,12 @@ def test_langchain_talks_with_a_tool(chat: ChatOpenAI, choice: str) -> None:
     assert answer.response_metadata["finish_reason"] in ("stop", "length")
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of the client's own chunks
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_langchain_structures_an_answer(
     chat: ChatOpenAI, method: Literal["json_schema", "function_calling"]
 ) -> None:
-    structured = chat.with_structured_output(Scene, method=method)
+    structured = chat.with_structured_output(Scene, method=method, strict=True)
     found = structured.invoke("What is there?")
     assert isinstance(found, Scene)
     assert list(structured.stream("What is there?"))[-1] == found

@@ -181,7 +181,8 @@ async def whole(chat: Chat) -> ChatCompletion:
 
 
 async def chunks(chat: Chat, *, include_usage: bool) -> AsyncIterator[ChatCompletionChunk]:
-    """The completion in chunks, a first one for each choice that names its role."""
+    """The completion in chunks; each choice has a first one that names its role, a last one that tells why it
+    ended. Clients take a call for finished when the last one comes."""
 
     def chunk(choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -198,14 +199,11 @@ async def chunks(chat: Chat, *, include_usage: bool) -> AsyncIterator[ChatComple
     async for index, pieces in chat.run():
         part = chat.parts[index]
         first_call = part.calls - sum(piece.kind == "call" for piece in pieces)
-        choice = ChunkChoice(
-            index=index,
-            delta=_delta(pieces, first_call),
-            logprobs=Logprobs(content=part.logprobs[-1:]) if part.logprobs else None,
-            finish_reason=part.finish_reason,
-        )
-        if pieces or part.logprobs or part.finish_reason:
-            yield chunk([choice])
+        logprobs = Logprobs(content=part.logprobs[-1:]) if part.logprobs else None
+        if pieces or logprobs:
+            yield chunk([ChunkChoice(index=index, delta=_delta(pieces, first_call), logprobs=logprobs)])
+        if part.finish_reason:
+            yield chunk([ChunkChoice(index=index, delta=Delta(), finish_reason=part.finish_reason)])
     if include_usage:
         yield chunk([], chat.usage())
 
