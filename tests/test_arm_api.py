@@ -270,6 +270,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 600}, "max_tokens", "the context has 512"),
         ({"n": 100}, "n", "less than or equal to 8"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty", "greater than or equal to 0.01"),
         ({"stop": [""]}, None, "a stop string is empty"),
         ({"top_logprobs": 2}, None, "without logprobs"),
         ({"messages": []}, "messages", "at least 1 item"),

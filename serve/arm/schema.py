@@ -138,7 +138,7 @@ class ChatRequest(Strict):
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     presence_penalty: float = Field(0, ge=-2, le=2)
     frequency_penalty: float = Field(0, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
