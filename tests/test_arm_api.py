@@ -260,6 +260,8 @@ def test_results_of_tools_are_taken(client: OpenAI) -> None:
 
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+STRING = {"type": "image_url", "image_url": "https://example.org/cat.png"}
+OTHER = {"type": "image", "image": "https://example.org/cat.png"}
 
 
 @pytest.mark.parametrize(
@@ -272,12 +274,33 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"
         ({"n": 100}, "n", "less than or equal to 8"),
         ({"repetition_penalty": 5e-324}, "repetition_penalty", "greater than or equal to 0.01"),
         ({"stop": [""]}, None, "a stop string is empty"),
+        ({"tool_choice": "required"}, None, "tool_choice is given without tools"),
         ({"top_logprobs": 2}, None, "without logprobs"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "user"}]}, "messages", "content is missing"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages", "Input should be"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages",
+            "content.text: Input should be a valid str",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [STRING]}]},
+            "messages",
+            "image_url: Input should be an obj",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [OTHER]}]},
+            "messages",
+            "expected tags: 'text', 'image_url'",
+        ),
         ({"messages": [{"role": "user", "content": "a <|image_pad|>"}]}, "messages", "stands for media"),
-        ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages", "the context 512"),
+        ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages", "tokens, the context 512"),
+        (
+            {"messages": [{"role": "user", "content": "a" * 10**6}]},
+            "messages",
+            "1000000 characters, the context",
+        ),
         ({"messages": [{"role": "user", "content": IMAGE}]}, "messages", "a picture cannot be read"),
         (
             {
@@ -311,6 +334,9 @@ def test_other_models_routes_and_methods_are_not_here(client: OpenAI, arm: LiveA
         client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "a"}])
     assert caught.value.code == "model_not_found"
     assert [model.id for model in client.models.list()] == ["micro"]
+    assert client.models.retrieve("micro").id == "micro"
+    with pytest.raises(openai.NotFoundError, match="this arm serves micro"):
+        client.models.retrieve("gpt-9")
     for method, path, status in (("GET", "/v2", 404), ("GET", "/v1/chat/completions", 405)):
         found = httpx2.request(method, arm.url + path)
         assert found.status_code == status
@@ -325,7 +351,12 @@ def test_short_form(client: OpenAI, arm: LiveArm, artifact: Path) -> None:
     assert found.status_code == 200
     assert found.json()["choices"][0]["message"]["content"] == run(artifact, "How many?", [picture(3)])
     missing = httpx2.post(f"{arm.url}/chat/vision", data=form)
-    assert (missing.status_code, missing.json()["error"]["param"]) == (400, "image")
+    assert (missing.status_code, missing.json()["error"]["message"][:28]) == (
+        400,
+        "expected multipart/form-data",
+    )
+    other = httpx2.post(f"{arm.url}/chat/vision", files={"picture": ("a.png", stream.getvalue())})
+    assert (other.status_code, other.json()["error"]["param"]) == (400, "image")
 
 
 def test_requests_have_ids_and_logs_no_content(arm: LiveArm) -> None:

@@ -40,6 +40,7 @@ OPERATIONS = [
     ("/v1/chat/completions", "POST"),
     ("/chat/vision", "POST"),
     ("/v1/models", "GET"),
+    ("/v1/models/{name}", "GET"),
     ("/health", "GET"),
     ("/ready", "GET"),
 ]

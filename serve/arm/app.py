@@ -40,6 +40,10 @@ def build_app(arm: Arm) -> Starlette:
         return Reply(arm, _checked(ChatRequest.model_validate_json, await read(request)))
 
     async def vision(request: Request) -> Reply:
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise ApiError(
+                400, "expected multipart/form-data, a file `image` and a `prompt`, as curl -F sends"
+            )
         async with request.form(max_files=1, max_fields=16, max_part_size=1_000_000) as form:
             fields: dict[str, Any] = dict(form)
             if isinstance(image := fields.get("image"), UploadFile):
@@ -48,6 +52,10 @@ def build_app(arm: Arm) -> Starlette:
 
     async def models(request: Request) -> Response:
         return _json(Models(data=[ModelCard(**arm.card())]))
+
+    async def model(request: Request) -> Response:
+        arm.check_name(request.path_params["name"])
+        return _json(ModelCard(**arm.card()))
 
     async def health(request: Request) -> Response:
         return _json(State(status=arm.status), 500 if arm.status == "failed" else 200)
@@ -66,6 +74,7 @@ def build_app(arm: Arm) -> Starlette:
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/chat/vision", vision, methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics),

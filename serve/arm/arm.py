@@ -94,6 +94,16 @@ class Arm:
             self.clients[client] -= count
             self.clients += Counter()  # forgets who is at zero
 
+    def check_name(self, name: str | None) -> None:
+        """ApiError when a request is for another model."""
+        if name not in (None, self.settings.name):
+            raise ApiError(
+                404,
+                f"the model {name} is not here: this arm serves {self.settings.name}",
+                param="model",
+                code="model_not_found",
+            )
+
     def card(self) -> dict[str, Any]:
         """What /v1/models tells."""
         return {

@@ -140,13 +140,7 @@ class Chat:
 
 async def begin(arm: Arm, model: Model, request: ChatRequest, client: Client) -> Chat:
     """Prepare a request's prompt and sequences; ApiError for all that can be known to be wrong by then."""
-    if request.model not in (None, arm.settings.name):
-        raise ApiError(
-            404,
-            f"the model {request.model} is not here: this arm serves {arm.settings.name}",
-            param="model",
-            code="model_not_found",
-        )
+    arm.check_name(request.model)
     arrived, loop = time.perf_counter(), asyncio.get_running_loop()
     with ExitStack() as place:
         inputs, vision = await prepare(arm, model, request, client, place)

@@ -84,7 +84,7 @@ async def _resolve(parts: SplitResult, allow_private: bool) -> tuple[str, int]:
         raise _refused("names a host that cannot be found") from None
     addresses = [str(entry[4][0]) for entry in found]
     if not allow_private and not all(map(public, addresses)):
-        raise _refused("leads to an address that is not public")
+        raise _refused("leads to an address that is not public (--allow-private-urls lets an arm go there)")
     return addresses[0], port
 
 

@@ -35,18 +35,15 @@ async def prepare(
     Pixels and features of many pictures fill a memory: `place` is to be left once they have been computed.
     """
     loop = asyncio.get_running_loop()
+    if request.characters > model.most_characters:  # to find its tokens might take minutes
+        raise _too_long(f"{request.characters} characters", model)
     with held(arm) as count:  # of files that are fetched
         images, videos = await _load(arm, request, count)
         if images or videos:
             place.enter_context(await arm.seeing.enter(client))
         inputs = await loop.run_in_executor(arm.readers, _read, arm, model, request, images, videos)
     if len(inputs.input_ids) >= model.slots.capacity:
-        raise ApiError(
-            400,
-            f"the prompt has {len(inputs.input_ids)} tokens, the context {model.slots.capacity}: shorten it",
-            param="messages",
-            code="context_length_exceeded",
-        )
+        raise _too_long(f"{len(inputs.input_ids)} tokens", model)
     if not inputs.media:
         return inputs, model.slots.see(inputs)
     start = time.perf_counter()
@@ -58,6 +55,11 @@ async def prepare(
     arm.metrics.media.inc(len(inputs.media))
     arm.metrics.media_remembered.inc(vision.remembered)
     return inputs, vision
+
+
+def _too_long(size: str, model: Model) -> ApiError:
+    message = f"the prompt has {size}, the context {model.slots.capacity} tokens: shorten it"
+    return ApiError(400, message, param="messages", code="context_length_exceeded")
 
 
 async def _load(

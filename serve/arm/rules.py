@@ -34,7 +34,7 @@ def rules(model: Model, request: ChatRequest, inputs: Inputs) -> Rules:
         raise ApiError(
             400,
             f"the prompt has {len(inputs.input_ids)} tokens and max_tokens is {asked}: the context has "
-            f"{model.slots.capacity}",
+            f"{model.slots.capacity}, ask for at most {room}",
             param="max_tokens",
             code="context_length_exceeded",
         )

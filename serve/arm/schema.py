@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 ServiceTier = Literal["auto", "default", "flex", "priority", "scale"]
 
@@ -41,6 +41,11 @@ class VideoPart(Strict):
 
 
 Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+# Which of the two it is meant to be is told by what it is, so that errors are told of that one alone.
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")],
+    Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
+]
 
 
 class FunctionCall(Strict):
@@ -56,7 +61,7 @@ class ToolCall(Strict):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: Content | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -187,6 +192,18 @@ class ChatRequest(Strict):
         if self.stop is not None and not all([self.stop] if isinstance(self.stop, str) else self.stop):
             raise ValueError("a stop string is empty")
         return self
+
+    @property
+    def characters(self) -> int:
+        """How much is written, media aside."""
+        count = sum(len(tool.model_dump_json()) for tool in self.offered_tools)
+        for message in self.messages:
+            content = message.content or ""
+            texts = [content] if isinstance(content, str) else []
+            texts += [part.text for part in content if isinstance(part, TextPart)]
+            texts += [call.function.arguments for call in message.tool_calls or ()]
+            count += len(message.reasoning_content or "") + sum(map(len, texts))
+        return count
 
     @property
     def named_client(self) -> str:
