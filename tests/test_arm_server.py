@@ -228,11 +228,18 @@ def test_what_cannot_be_served_is_one_line(
     assert "device cuda: expected cpu; engines" in fails(capsys, str(artifact), "--device=cuda")
     assert "dtype float16" in fails(capsys, str(artifact), "--dtype=float16")
     assert "context of 5000 tokens: expected 256 to 4096" in fails(capsys, str(artifact), "--context=5000")
+    for name, value in (("DEVICE", "cuda"), ("DTYPE", "float16"), ("MAX_FILE_SIZE", "0")):
+        monkeypatch.setenv(name, value)
+        said = fails(capsys, str(artifact))
+        assert name.lower().replace("_", "-") in said
+        assert f"{value}: " in said
+        monkeypatch.delenv(name)
     assert "--slots is 0" in fails(capsys, str(artifact), "--slots=0")
     assert "cannot be read" in fails(capsys, str(artifact), f"--api-key-file={tmp_path / 'none'}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["arm", str(artifact), f"--port={port}"]) == 1
+        monkeypatch.setenv("PORT", str(port))
+        assert main(["arm", str(artifact)]) == 1
         assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 

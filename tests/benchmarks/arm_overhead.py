@@ -31,7 +31,7 @@ from serve.arm.metrics import Metrics
 from serve.arm.model import Model
 from serve.arm.scheduler import Scheduler
 
-STEP = 0.02  # seconds
+STEP = 0.005  # seconds
 CHECKPOINT = Path("bench/micro/checkpoint")
 
 
