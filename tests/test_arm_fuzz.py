@@ -101,7 +101,7 @@ def test_the_document_is_true(arm: LiveArm, path: str, method: str, request: pyt
     )
     @given(case=schema[path][method].as_strategy())
     def ask(case: Any) -> None:
-        watch.note(case.call_and_validate(checks=CHECKS).status_code)
+        watch.note(case.call_and_validate(checks=CHECKS, timeout=120).status_code)
 
     ask()
     watch.check(f"{method} {path}")
