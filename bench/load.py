@@ -56,8 +56,8 @@ class Load:
 
 @dataclass
 class Tally:
-    """What some clients saw. gaps: between the events of a stream, when each ended and its ms; pictures: from
-    when to when one of them waited for the first word about a picture; errors: how often each."""
+    """What some clients saw. gaps: from event to event of a stream, in s; pictures: from when to when
+    one of them waited for the first word about a picture; errors: how often each."""
 
     ttft_ms: list[float] = field(default_factory=list)
     gaps: list[tuple[float, float]] = field(default_factory=list)
@@ -83,12 +83,13 @@ class Tally:
         for name, count in other.errors.items():
             self.errors[name] = self.errors.get(name, 0) + count
 
-    def gaps_beside_pictures(self) -> list[float]:
-        """The gaps, in ms, of streams that were running while somebody else's picture was waited for."""
-        ends = sorted(end for _, end in self.pictures)
-        starts = sorted(start for start, _ in self.pictures)
-        # Where as many had begun by the gap's end as had ended before its start, none was on its way.
-        return [gap for end, gap in self.gaps if bisect(starts, end) > bisect_left(ends, end - gap / 1000)]
+    def gaps_beside_pictures(self) -> list[tuple[float, float]]:
+        """The gaps of streams that were running while somebody else's picture was waited for."""
+        starts, ends = (
+            (sorted(times) for times in zip(*self.pictures, strict=True)) if self.pictures else ([], [])
+        )
+        # Where as many had begun before the gap's end as had ended by its start, none was on its way.
+        return [gap for gap in self.gaps if bisect_left(starts, gap[1]) > bisect(ends, gap[0])]
 
     def summary(self) -> dict[str, object]:
         """For a table or JSON."""
@@ -99,8 +100,10 @@ class Tally:
             "errors": self.errors,
             "output_tokens_per_s": self.tokens_per_s,
             "ttft_ms": _percentiles(self.ttft_ms),
-            "gap_ms": _percentiles([gap for _, gap in self.gaps]),
-            "gap_beside_pictures_ms": _percentiles(self.gaps_beside_pictures()),
+            "gap_ms": _percentiles([1000 * (end - start) for start, end in self.gaps]),
+            "gap_beside_pictures_ms": _percentiles(
+                [1000 * (end - start) for start, end in self.gaps_beside_pictures()]
+            ),
             "memory_bytes": {"first_quarter": quarter, "last": self.memory[-1] if self.memory else None},
         }
 
@@ -162,7 +165,7 @@ def _ask(load: Load, body: bytes, tally: Tally) -> None:
             if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
                 now = time.perf_counter()
                 if last > start:
-                    tally.gaps.append((now, 1000 * (now - last)))
+                    tally.gaps.append((last, now))
                 else:
                     tally.ttft_ms.append(1000 * (now - start))
                     tally.pictures += [(start, now)] if PICTURE in body else []

@@ -83,11 +83,10 @@ def test_what_was_seen_is_counted() -> None:
 
 
 def test_gaps_beside_pictures_are_those_while_one_was_waited_for() -> None:
-    """Times in seconds, gaps in ms."""
-    tally = Tally(gaps=[(1.0, 100), (2.0, 200), (3.0, 300), (5.0, 2500), (6.0, 10)])
-    assert tally.gaps_beside_pictures() == []
-    tally.pictures = [(1.9, 2.5), (2.1, 2.75)]
-    assert tally.gaps_beside_pictures() == [200, 300, 2500]
+    gaps = [(0.9, 1.0), (1.8, 2.0), (2.7, 3.0), (2.5, 5.0), (2.75, 2.8), (1.8, 1.9), (5.9, 6.0)]
+    assert Tally(gaps=gaps).gaps_beside_pictures() == []
+    # One that begins as a wait ends, as the first gap of who waited does, was not beside it.
+    assert Tally(gaps=gaps, pictures=[(1.9, 2.5), (2.1, 2.75)]).gaps_beside_pictures() == gaps[1:4]
 
 
 def test_some_requests_show_pictures() -> None:
