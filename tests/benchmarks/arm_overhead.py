@@ -1,6 +1,6 @@
 """What an arm's processor time a token goes to besides the model: scheduling, detokenising, JSON and HTTP.
 
-    .venv/bin/python -m tests.benchmarks.arm_overhead [--streams 8] [--vocabulary 151936]
+    .venv/bin/python -m tests.benchmarks.arm_overhead [--streams 8] [--vocabulary 151936] [--output-tokens 128]
 
 An arm whose model is a clock: a step takes STEP seconds of no processor time and always says the same. What
 its process spends is therefore all overhead. The clients are the load command's, in this process, uncounted.
@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--vocabulary", type=int, default=512)
+    parser.add_argument("--output-tokens", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=8)
     options = parser.parse_args()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -105,7 +106,9 @@ def main() -> None:
             target=serve, args=(listener, options.streams, options.vocabulary), daemon=True
         )
         server.start()
-        load = Load(f"http://127.0.0.1:{listener.getsockname()[1]}", options.seconds, 128, images=0)
+        load = Load(
+            f"http://127.0.0.1:{listener.getsockname()[1]}", options.seconds, options.output_tokens, images=0
+        )
         run(replace(load, seconds=1), options.streams)
         before = spent(load)
         tally = run(load, options.streams)
