@@ -1,6 +1,6 @@
 """What an arm's processor time a token goes to besides the model: scheduling, detokenising, JSON and HTTP.
 
-    .venv/bin/python -m tests.benchmarks.arm_overhead [--streams 8] [--vocabulary 151936] [--output-tokens 128]
+    .venv/bin/python -m tests.benchmarks.arm_overhead [--streams 8] [--vocabulary 151936] [--output-tokens N]
 
 An arm whose model is a clock: a step takes STEP seconds of no processor time and always says the same. What
 its process spends is therefore all overhead. The clients are the load command's, in this process, uncounted.
