@@ -183,9 +183,8 @@ def load(options: Namespace) -> int:
         seed=options.seed,
         key=options.api_key_file.read_text().strip() if options.api_key_file else None,
     )
-    columns = (
-        "clients requests errors turned_away tokens/s × ttft_p50_ms ttft_p95_ms gap_p99_ms gap_max_ms memory"
-    )
+    columns = "clients requests errors turned_away tokens/s × ttft_p50_ms ttft_p95_ms gap_p99_ms gap_max_ms"
+    columns += " gap_p99_beside_pictures_ms memory"
     shown = Table(*(name.replace("_", " ") for name in columns.split()), box=None, header_style="bold")
     found: list[dict[str, Any]] = []
     for clients in options.clients:
@@ -193,9 +192,9 @@ def load(options: Namespace) -> int:
         found.append({"clients": clients, **tally.summary()})
         ratio = tally.tokens_per_s / (found[0]["output_tokens_per_s"] or 1)
         failed, memory = sum(tally.errors.values()), tally.memory[-1] if tally.memory else None
-        figures = [tally.tokens_per_s, ratio]
-        figures += [found[-1]["ttft_ms"].get(name, 0) for name in ("p50", "p95")]
-        figures += [found[-1]["gap_ms"].get(name, 0) for name in ("p99", "max")]
+        shares = [("ttft_ms", "p50"), ("ttft_ms", "p95"), ("gap_ms", "p99"), ("gap_ms", "max")]
+        shares.append(("gap_beside_pictures_ms", "p99"))
+        figures = [tally.tokens_per_s, ratio, *(found[-1][name].get(share, 0) for name, share in shares)]
         counts = map(str, (clients, tally.requests, failed, tally.turned_away))
         shown.add_row(*counts, *(f"{value:,.3g}" for value in figures), human_size(memory) if memory else "-")
         for reason, count in tally.errors.items():

@@ -10,6 +10,7 @@ import io
 import json
 import threading
 import time
+from bisect import bisect, bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -37,6 +38,7 @@ WORDS = [
     "read",
 ]
 STALLED = 60.0  # seconds without an event
+PICTURE = b'"image_url"'  # what the bodies of requests about a picture hold, and no others
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class Load:
 
 @dataclass
 class Tally:
-    """What some clients saw. gaps: between the events of a stream, in ms; errors: how often each."""
+    """What some clients saw. gaps: from event to event of a stream, in s; pictures: from when to when
+    one of them waited for the first word about a picture; errors: how often each."""
 
     ttft_ms: list[float] = field(default_factory=list)
-    gaps_ms: list[float] = field(default_factory=list)
+    gaps: list[tuple[float, float]] = field(default_factory=list)
+    pictures: list[tuple[float, float]] = field(default_factory=list)
     tokens: int = 0
     requests: int = 0
     turned_away: int = 0
@@ -71,12 +75,21 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         self.ttft_ms += other.ttft_ms
-        self.gaps_ms += other.gaps_ms
+        self.gaps += other.gaps
+        self.pictures += other.pictures
         self.tokens += other.tokens
         self.requests += other.requests
         self.turned_away += other.turned_away
         for name, count in other.errors.items():
             self.errors[name] = self.errors.get(name, 0) + count
+
+    def gaps_beside_pictures(self) -> list[tuple[float, float]]:
+        """The gaps of streams that were running while somebody else's picture was waited for."""
+        starts, ends = (
+            (sorted(times) for times in zip(*self.pictures, strict=True)) if self.pictures else ([], [])
+        )
+        # Where as many had begun before the gap's end as had ended by its start, none was on its way.
+        return [gap for gap in self.gaps if bisect_left(starts, gap[1]) > bisect(ends, gap[0])]
 
     def summary(self) -> dict[str, object]:
         """For a table or JSON."""
@@ -87,7 +100,10 @@ class Tally:
             "errors": self.errors,
             "output_tokens_per_s": self.tokens_per_s,
             "ttft_ms": _percentiles(self.ttft_ms),
-            "gap_ms": _percentiles(self.gaps_ms),
+            "gap_ms": _percentiles([1000 * (end - start) for start, end in self.gaps]),
+            "gap_beside_pictures_ms": _percentiles(
+                [1000 * (end - start) for start, end in self.gaps_beside_pictures()]
+            ),
             "memory_bytes": {"first_quarter": quarter, "last": self.memory[-1] if self.memory else None},
         }
 
@@ -120,7 +136,7 @@ def _client(load: Load, model: str, number: int, end: float, tally: Tally) -> No
     while tally.requests == 0 or time.perf_counter() < end:
         tally.requests += 1
         try:
-            _ask(load, _body(load, model, random), tally)
+            _ask(load, _body(load, model, number, random), tally)
         except (OSError, HTTPException, ValueError) as error:
             reason = str(error) if isinstance(error, ValueError) else type(error).__name__
             tally.errors[reason] = tally.errors.get(reason, 0) + 1
@@ -148,7 +164,11 @@ def _ask(load: Load, body: bytes, tally: Tally) -> None:
             tally.tokens += (chunk.get("usage") or {}).get("completion_tokens", 0)
             if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
                 now = time.perf_counter()
-                (tally.ttft_ms if last == start else tally.gaps_ms).append(1000 * (now - last))
+                if last > start:
+                    tally.gaps.append((last, now))
+                else:
+                    tally.ttft_ms.append(1000 * (now - start))
+                    tally.pictures += [(start, now)] if PICTURE in body else []
                 last = now
         if not done:
             raise ValueError("a stream ended before [DONE]")
@@ -195,7 +215,7 @@ def _memory(load: Load) -> list[int]:
     return [int(float(value)) for value in found]
 
 
-def _body(load: Load, model: str, random: np.random.Generator) -> bytes:
+def _body(load: Load, model: str, number: int, random: np.random.Generator) -> bytes:
     text = " ".join(random.choice(WORDS, int(random.integers(8, 64))))
     content: list[dict[str, object]] = [{"type": "text", "text": text}]
     if random.random() < load.images:
@@ -203,6 +223,7 @@ def _body(load: Load, model: str, random: np.random.Generator) -> bytes:
         content.insert(0, {"type": "image_url", "image_url": {"url": url}})
     request = {
         "model": model,
+        "user": f"client {number}",
         "messages": [{"role": "user", "content": content}],
         "max_tokens": load.output_tokens,
         "temperature": 0,

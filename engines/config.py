@@ -31,7 +31,8 @@ def validation_message(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}"
+    what = first["msg"].removeprefix("Value error, ")  # our own words
+    return f"{where}: {what}{more}" if where else f"{what}{more}"
 
 
 class _Section(BaseModel):

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from engines.cache import Cache
 from engines.errors import UserError
-from engines.onnx_vision import VisionTokens
+from engines.onnx_vision import UNSEEN, VisionTokens
 from engines.processor import Inputs
 from engines.session import Session
 from engines.slots import Slot
-
-UNSEEN = VisionTokens(np.empty(0, np.int64), np.empty((1, 0, 0), np.float32))
 
 
 @dataclass(eq=False)

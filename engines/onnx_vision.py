@@ -34,6 +34,9 @@ class VisionTokens:
     remembered: int = 0
 
 
+UNSEEN = VisionTokens(np.empty(0, np.int64), np.empty((1, 0, 0), np.float32))
+
+
 class VisionTower:
     """vision.onnx and the geometry it is fed with. Opened by the first image: text alone does without.
 

@@ -156,6 +156,38 @@ def test_stop_strings_and_biases(client: OpenAI) -> None:
     assert repeated.usage.completion_tokens == 9
 
 
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"min_p": 1}, {"top_p": 1e-9}, {"temperature": 0}])
+def test_sampling_that_leaves_one_token_is_greedy(client: OpenAI, narrow: dict[str, float]) -> None:
+    free = {"temperature": 2.0, "top_k": 0, "top_p": 1, "min_p": 0, "ignore_eos": True}
+    expected = ask(client, "Code of Zafolo?", temperature=0, max_tokens=9, extra_body={"ignore_eos": True})
+    found = ask(client, "Code of Zafolo?", seed=1, max_completion_tokens=9, extra_body=free | narrow)
+    assert found.choices[0].message.content == expected.choices[0].message.content
+    assert found.usage.completion_tokens == 9
+    other = ask(client, "Code of Zafolo?", seed=1, max_completion_tokens=9, extra_body=free)
+    assert other.choices[0].message.content != expected.choices[0].message.content
+
+
+def test_penalties_keep_from_repeating(client: OpenAI) -> None:
+    def tokens(**fields: Any) -> list[str]:
+        options = {"ignore_eos": True, "temperature": 0, "max_tokens": 60} | fields
+        answer = ask(client, "BORA?", logprobs=True, extra_body=options)
+        return [entry.token for entry in answer.choices[0].logprobs.content]
+
+    favoured = {"70": 40}
+    assert len(set(tokens(logit_bias=favoured))) == 1
+    assert len(set(tokens(logit_bias=favoured, frequency_penalty=2))) > 1
+    said = tokens(repetition_penalty=100)
+    assert len(set(said)) == len(said)
+
+
+def test_null_is_what_is_left_out(client: OpenAI) -> None:
+    names = "n stop stream logprobs top_logprobs presence_penalty frequency_penalty tools tool_choice user"
+    names += " response_format stream_options max_completion_tokens temperature store metadata logit_bias"
+    nothing = dict.fromkeys(names.split())
+    answers = [ask(client, "BORA?", seed=1, max_tokens=4, extra_body=extra) for extra in (nothing, {})]
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer", "maximum": 99}},
@@ -187,11 +219,11 @@ TOOLS: list[Any] = [
                 "properties": {field: {"$ref": "#/$defs/Size"}},
                 "required": [field],
                 "additionalProperties": False,
-                "$defs": {"Size": {"enum": [1, 2, 3]}},
+                "$defs": {"Size": {"enum": sizes}},
             },
         },
     }
-    for name, field in (("zoom", "by"), ("turn", "times"))
+    for name, field, sizes in (("zoom", "by", [1, 2, 3]), ("turn", "times", ["once", "twice"]))
 ]
 
 
@@ -210,9 +242,9 @@ def test_forced_tools_are_called(client: OpenAI, choice: Any, stream: bool) -> N
         assert answer.choices[0].message.content is None
     assert reason == "tool_calls"
     (call,) = calls
-    field = {"zoom": "by", "turn": "times"}[call.function.name]
+    field, sizes = {"zoom": ("by", (1, 2, 3)), "turn": ("times", ("once", "twice"))}[call.function.name]
     assert choice == "required" or call.function.name == "turn"
-    assert json.loads(call.function.arguments)[field] in (1, 2, 3)
+    assert json.loads(call.function.arguments)[field] in sizes
     assert call.id.startswith("call_")
 
 
@@ -228,6 +260,8 @@ def test_results_of_tools_are_taken(client: OpenAI) -> None:
 
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+STRING = {"type": "image_url", "image_url": "https://example.org/cat.png"}
+OTHER = {"type": "image", "image": "https://example.org/cat.png"}
 
 
 @pytest.mark.parametrize(
@@ -238,13 +272,35 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 600}, "max_tokens", "the context has 512"),
         ({"n": 100}, "n", "less than or equal to 8"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty", "greater than or equal to 0.01"),
         ({"stop": [""]}, None, "a stop string is empty"),
+        ({"tool_choice": "required"}, None, "tool_choice is given without tools"),
         ({"top_logprobs": 2}, None, "without logprobs"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "user"}]}, "messages", "content is missing"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages", "Input should be"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages",
+            "content.text: Input should be a valid str",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [STRING]}]},
+            "messages",
+            "image_url: Input should be an obj",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [OTHER]}]},
+            "messages",
+            "expected tags: 'text', 'image_url'",
+        ),
         ({"messages": [{"role": "user", "content": "a <|image_pad|>"}]}, "messages", "stands for media"),
-        ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages", "the context 512"),
+        ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages", "tokens, the context 512"),
+        (
+            {"messages": [{"role": "user", "content": "a" * 10**6}]},
+            "messages",
+            "1000000 characters, the context",
+        ),
         ({"messages": [{"role": "user", "content": IMAGE}]}, "messages", "a picture cannot be read"),
         (
             {
@@ -278,6 +334,9 @@ def test_other_models_routes_and_methods_are_not_here(client: OpenAI, arm: LiveA
         client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "a"}])
     assert caught.value.code == "model_not_found"
     assert [model.id for model in client.models.list()] == ["micro"]
+    assert client.models.retrieve("micro").id == "micro"
+    with pytest.raises(openai.NotFoundError, match="this arm serves micro"):
+        client.models.retrieve("gpt-9")
     for method, path, status in (("GET", "/v2", 404), ("GET", "/v1/chat/completions", 405)):
         found = httpx2.request(method, arm.url + path)
         assert found.status_code == status
@@ -292,7 +351,12 @@ def test_short_form(client: OpenAI, arm: LiveArm, artifact: Path) -> None:
     assert found.status_code == 200
     assert found.json()["choices"][0]["message"]["content"] == run(artifact, "How many?", [picture(3)])
     missing = httpx2.post(f"{arm.url}/chat/vision", data=form)
-    assert (missing.status_code, missing.json()["error"]["param"]) == (400, "image")
+    assert (missing.status_code, missing.json()["error"]["message"][:28]) == (
+        400,
+        "expected multipart/form-data",
+    )
+    other = httpx2.post(f"{arm.url}/chat/vision", files={"picture": ("a.png", stream.getvalue())})
+    assert (other.status_code, other.json()["error"]["param"]) == (400, "image")
 
 
 def test_requests_have_ids_and_logs_no_content(arm: LiveArm) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +21,11 @@ from serve.arm.fetch import fetch, public
 class Site(BaseHTTPRequestHandler):
     """/picture, /large, /endless, /broken, /to/URL redirects there, /again to itself."""
 
-    asked: list[str]
-
     def do_GET(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
-        body = b"x" * (5000 if self.path == "/large" else 100)
+        self.server.hosts.append(self.headers["host"])  # type: ignore[attr-defined]
+        picture: bytes = self.server.picture  # type: ignore[attr-defined]
+        body = b"x" * 5000 if self.path == "/large" else picture
         if self.path.startswith("/to/") or self.path == "/again":
             self.send_response(302)
             self.send_header("location", self.path.removeprefix("/to/"))
@@ -32,7 +33,7 @@ class Site(BaseHTTPRequestHandler):
         elif self.path == "/silent":
             self.connection.settimeout(5)
             self.connection.recv(1)
-        elif self.path in ("/picture", "/large", "/broken"):
+        elif self.path.partition("?")[0] in ("/picture", "/large", "/broken", "/b%C3%BCcher"):
             self.send_response(200)
             self.send_header("content-length", str(len(body) + (self.path == "/broken")))
             self.end_headers()
@@ -45,9 +46,12 @@ class Site(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[HTTPServer]:
+def serving(tls: ssl.SSLContext | None = None, picture: bytes = b"x" * 100) -> Iterator[HTTPServer]:
+    """A site, whose `asked` and `hosts` are the paths and names it was asked for."""
     server = HTTPServer(("127.0.0.1", 0), Site)
-    server.asked = []  # type: ignore[attr-defined]
+    server.asked, server.hosts, server.picture = [], [], picture  # type: ignore[attr-defined]
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -78,6 +82,14 @@ def test_content_comes_directly_and_by_redirect(site: HTTPServer) -> None:
     assert get(address(site, "/to//picture")) == b"x" * 100
 
 
+def test_names_and_paths_need_not_be_ascii(site: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver(monkeypatch, [["127.0.0.1"]])
+    port = site.server_address[1]
+    assert get(f"http://bücher.example:{port}/bücher?größe=1 m") == b"x" * 100
+    assert site.asked[-1] == "/b%C3%BCcher?gr%C3%B6%C3%9Fe=1%20m"  # type: ignore[attr-defined]
+    assert site.hosts[-1] == f"xn--bcher-kva.example:{port}"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -85,7 +97,7 @@ def test_content_comes_directly_and_by_redirect(site: HTTPServer) -> None:
         ("/broken", "cannot be fetched|ends before"),
         ("/missing", "status 404"),
         ("/again", "redirects more than 3 times"),
-        ("/to/file:///etc/passwd", "no http or https"),
+        ("/to/file:///etc/passwd", "nor an http or https"),
         ("/silent", "within 0.3 seconds"),
     ],
 )

@@ -132,12 +132,12 @@ def test_data_uris() -> None:
         ("data:image/png,abc", "not of the form"),
         ("data:image/png;base64,a?b", "broken base64"),
         (f"data:image/png;base64,{base64.b64encode(bytes(100_001)).decode()}", "at most 100000"),
-        ("file:///etc/passwd", "no http or https"),
-        ("/etc/passwd", "no http or https"),
-        ("gopher://example.org/", "no http or https"),
-        ("http://user:password@example.org/", "without credentials"),
-        ("http://:80/", "no http or https"),
-        ("http://example.org:99999/", "no http or https"),
+        ("file:///etc/passwd", "nor an http or https"),
+        ("/etc/passwd", "nor an http or https"),
+        ("gopher://example.org/", "nor an http or https"),
+        ("http://user:password@example.org/", "without user and password"),
+        ("http://:80/", "nor an http or https"),
+        ("http://example.org:99999/", "nor an http or https"),
     ):
         with pytest.raises(ApiError, match=message):
             get(bad)

@@ -126,8 +126,10 @@ def test_two_arms_side_by_side(page: Page, arm: LiveArm, artifact: Path, tmp_pat
         second = page.locator(".pane").nth(1)
         second.locator(".url").fill(other.url)
         second.locator(".key").evaluate("key => { key.hidden = false; key.value = 'sesame' }")
-        second.get_by_role("button", name="Connect").click()
+        with page.expect_response(f"{other.url}/metrics"):
+            second.get_by_role("button", name="Connect").click()
         expect(second.locator(".name")).to_have_text("other · onnx-fp16")
+        expect(second.locator(".status")).not_to_contain_text("-")  # rates are of one arm, not of two
         page.fill("#max-tokens", "32")
         page.fill("#prompt", "Code of Zafolo?")
         page.click("#send")

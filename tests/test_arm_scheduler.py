@@ -16,6 +16,7 @@ from engines.errors import UserError
 from engines.export import export
 from engines.generate import generate
 from engines.onnx_session import OnnxSession
+from engines.onnx_vision import VisionTokens
 from engines.processor import Inputs, Processor
 from engines.sampling import Sampling
 from engines.slots import OnnxSlots, Slot
@@ -23,6 +24,7 @@ from serve.arm import scheduler as module
 from serve.arm.metrics import Metrics
 from serve.arm.scheduler import Scheduler
 from serve.arm.sequence import Answer, Rules, Token
+from serve.arm.turns import Client
 
 
 class Recording(OnnxSlots):
@@ -31,7 +33,13 @@ class Recording(OnnxSlots):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.log: list[tuple[str, int]] = []
+        self.admitted: list[Inputs] = []
         self.broken = False
+
+    def open(self, prompt: Inputs, vision: VisionTokens) -> Slot | None:
+        if slot := super().open(prompt, vision):
+            self.admitted.append(prompt)
+        return slot
 
     def prefill(self, slot: Slot, limit: int) -> Any:
         self.log.append(("prefill", limit))
@@ -107,6 +115,27 @@ def submit(scheduler: Scheduler, slots: Recording, processor: Processor) -> Subm
 
 def prompt(processor: Processor, text: str) -> Inputs:
     return processor([{"role": "user", "content": text}])
+
+
+def test_clients_get_slots_in_turn(slots: Recording, processor: Processor) -> None:
+    """Fifty requests of one client, and then a few of others."""
+    many, bob, eve = Client("10.0.0.1"), Client("10.0.0.2", "bob"), Client("10.0.0.2", "eve")
+    scheduler, names, heard = Scheduler(slots, Metrics()), dict[Inputs, str](), []
+    for client, name, count in ((many, "many", 50), (bob, "bob", 3), (eve, "eve", 1)):
+        for _ in range(count):
+            inputs = prompt(processor, f"BORA? {len(names)}")
+            names[inputs] = name
+            heard.append(Listener())
+            emit, vision = heard[-1].queue.put, slots.see(inputs)
+            rules = Rules(max_tokens=2)
+            scheduler.submit(Answer(inputs, vision, rules, processor.tokenizer, (), emit, client=client))
+    scheduler.start()
+    for listener in heard:
+        listener.rest()
+    scheduler.stop()
+    order = [names[inputs] for inputs in slots.admitted]
+    assert order[:8] == ["many", "bob", "many", "eve", "many", "bob", "many", "bob"]
+    assert order[8:] == ["many"] * 46
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])

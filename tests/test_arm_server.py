@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 import signal
@@ -9,17 +11,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
 from engines.artifact import Manifest
 from engines.self_test import FILE, Reference
 from serve.__main__ import main
 from serve.arm import model
+from serve.arm.arm import SEEING
 from tests.live_arm import LiveArm, built, live_arm
 
 NEVER_END = {"ignore_eos": True, "temperature": 0}
@@ -100,6 +105,54 @@ def test_a_full_queue_turns_away(arm: LiveArm) -> None:
     eventually(lambda: chat(arm).status_code == 200)
 
 
+def test_another_client_gets_into_a_full_queue(arm: LiveArm) -> None:
+    body = {"messages": [{"role": "user", "content": "BORA?"}], "max_tokens": 4000, "stream": True}
+    headers, url = {"authorization": "Bearer sesame"}, f"{arm.url}/v1/chat/completions"
+    with ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(httpx2.stream("POST", url, json=body | NEVER_END, headers=headers, timeout=30))
+        for name in ("user", "safety_identifier"):
+            other = body | NEVER_END | {name: "bob"}
+            with httpx2.stream("POST", url, json=other, headers=headers, timeout=30) as entered:
+                assert entered.status_code == 200
+                assert chat(arm, user="bob").status_code == 429  # his second
+                assert chat(arm, user="eve").status_code == 429  # twice as many, and no more
+            eventually(lambda: gauge(arm, "arm_waiting_sequences") == 1)
+    eventually(lambda: chat(arm).status_code == 200)
+
+
+def test_what_can_never_fit_is_not_to_be_tried_again(arm: LiveArm) -> None:
+    refused = chat(arm, n=3)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert "at most 2" in refused.json()["error"]["message"]
+
+
+def test_pictures_are_not_seen_long_before_their_turn(artifact: Path) -> None:
+    """Pixels and features of all who wait would fill the memory."""
+    body = {"messages": [{"role": "user", "content": "BORA?"}], "max_tokens": 4000, "stream": True}
+    with live_arm(artifact, "--slots=1") as arm, ExitStack() as held:
+        url = f"{arm.url}/v1/chat/completions"
+        first = held.enter_context(httpx2.stream("POST", url, json=body | NEVER_END, timeout=30))
+        lines = first.iter_lines()
+        next(lines)
+        with ThreadPoolExecutor(9) as pool:
+            asked = [pool.submit(chat, arm, messages=[show(shade)]) for shade in range(9)]
+            eventually(lambda: gauge(arm, "arm_waiting_sequences") == 9)
+            eventually(lambda: gauge(arm, "arm_vision_seconds_count") == SEEING)
+            assert chat(arm, messages=[{"role": "user", "content": "?"}], n=9).status_code == 400
+            assert gauge(arm, "arm_vision_seconds_count") == SEEING
+            held.close()  # the slot is free
+            assert [answer.result().status_code for answer in asked] == [200] * 9
+        assert gauge(arm, "arm_vision_seconds_count") == 9
+
+
+def show(shade: int) -> dict[str, Any]:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 48), (shade, 0, 0)).save(stream, "PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_leaves_frees_the_slot(arm: LiveArm, stream: bool) -> None:
     host, port = arm.url.removeprefix("http://").split(":")
@@ -175,11 +228,18 @@ def test_what_cannot_be_served_is_one_line(
     assert "device cuda: expected cpu; engines" in fails(capsys, str(artifact), "--device=cuda")
     assert "dtype float16" in fails(capsys, str(artifact), "--dtype=float16")
     assert "context of 5000 tokens: expected 256 to 4096" in fails(capsys, str(artifact), "--context=5000")
+    for name, value in (("DEVICE", "cuda"), ("DTYPE", "float16"), ("MAX_FILE_SIZE", "0")):
+        monkeypatch.setenv(name, value)
+        said = fails(capsys, str(artifact))
+        assert name.lower().replace("_", "-") in said
+        assert f"{value}: " in said
+        monkeypatch.delenv(name)
     assert "--slots is 0" in fails(capsys, str(artifact), "--slots=0")
     assert "cannot be read" in fails(capsys, str(artifact), f"--api-key-file={tmp_path / 'none'}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["arm", str(artifact), f"--port={port}"]) == 1
+        monkeypatch.setenv("PORT", str(port))
+        assert main(["arm", str(artifact)]) == 1
         assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 

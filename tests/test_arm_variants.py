@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from build.recipe import KINDS
+from engines.__main__ import main as run
 from engines.checkpoint import Checkpoint
 from engines.export import export, export_standard
 from engines.processor import Processor
+from quantize.calibration import prepare, read_samples
+from quantize.pipeline import quantize_checkpoint
 from tests.conftest import ROOT
-from tests.int4_checkpoints import write_int4_pair
 from tests.live_arm import LiveArm, live_arm
 
 
@@ -57,30 +60,64 @@ def counted(arm: LiveArm, name: str) -> float:
     return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
 
-@pytest.mark.parametrize("kind", ["16 bits", "4 bits", "8-bit cache", "standard operators", "checkpoint"])
+@pytest.fixture(scope="module")
+def variant(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a variant that a CPU runs, made as by a build but for its calibration."""
+    folder = tmp_path_factory.mktemp("variants")
+    calibration = ROOT / "tests" / "data" / "calibration.jsonl"
+
+    @cache
+    def made(name: str) -> Path:
+        kind, out = KINDS[name], folder / name
+        if kind.made_from is None:
+            return micro_checkpoint
+        base = made(kind.made_from)
+        if not kind.onnx:
+            work, method = folder / f"{name}.work", kind.method or ""
+            quantize_checkpoint(
+                base, out, method=method, group_size=32, calibration=calibration, work_dir=work
+            )
+            return out
+        samples = read_samples(calibration) if kind.int8_cache else []
+        export(Checkpoint.open(base), out, cache_prompts=prepare(samples, Processor.load(base)))
+        return out
+
+    return made
+
+
+# Of the checkpoints, which transformers runs, one stands for all.
+@pytest.mark.parametrize("name", ["fp16", *(name for name, kind in KINDS.items() if kind.onnx), "standard"])
 def test_greedy_answers_are_those_of_engines_run(
-    kind: str, micro_checkpoint: Path, media: list[Path], tmp_path: Path
+    name: str,
+    variant: Callable[[str], Path],
+    media: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, checkpoint = tmp_path / "out", Checkpoint.open(micro_checkpoint)
-    if kind == "checkpoint":
-        out = micro_checkpoint
-    elif kind == "standard operators":
-        export_standard(checkpoint, out)
-    elif kind == "4 bits":
-        export(Checkpoint.open(write_int4_pair(micro_checkpoint, tmp_path)[0]), out)
+    if name == "standard":  # ONNX's own operators, for other runtimes
+        out = tmp_path / "out"
+        export_standard(Checkpoint.open(variant("fp16")), out)
     else:
-        processor = Processor.load(micro_checkpoint)
-        prompts = [processor([{"role": "user", "content": text}]) for text in ("BORA?", "Code of Zafolo?")]
-        export(checkpoint, out, cache_prompts=prompts if kind == "8-bit cache" else [])
-    command = [sys.executable, "-m", "engines", "run", str(out), "--prompt", "What is it?", "--json"]
-    command += ["--max-tokens=24", "--threads=1", "--image", str(media[0]), "--video", str(media[1])]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
-    content = [*map(part, media[:2]), {"type": "text", "text": "What is it?"}]
+        out = variant(name)
+    questions = {
+        "What is it?": [media[0], media[1]],
+        "Code of Zafolo?": [],
+        "How many?": [media[0], media[2]],
+    }
+    if name == "fp16":
+        del questions["How many?"]
     with live_arm(out, "--context=512") as arm:
-        for _ in range(2):  # again, from what is remembered
-            assert ask(arm, content)["content"] == json.loads(ran.stdout)["text"]
-        assert counted(arm, "arm_media_total") == 4
-        assert counted(arm, "arm_media_remembered_total") == (0 if kind == "checkpoint" else 2)
+        for question, shown in questions.items():
+            command = ["run", str(out), "--prompt", question, "--json", "--max-tokens=24", "--threads=1"]
+            for path in shown:
+                command += ["--video" if path.suffix == ".mp4" else "--image", str(path)]
+            assert run(command) == 0
+            expected = json.loads(capsys.readouterr().out)
+            content = [*map(part, shown), {"type": "text", "text": question}]
+            for _ in range(2):  # again, from what is remembered
+                assert ask(arm, content)["content"] == expected["text"]
+        remembered = counted(arm, "arm_media_remembered_total")
+        assert remembered == (0 if name == "fp16" else 5)
 
 
 def test_thoughts_come_apart_from_the_answer(
@@ -91,7 +128,14 @@ def test_thoughts_come_apart_from_the_answer(
     export(Checkpoint.open(micro_checkpoint), out)
     template = out / "chat_template.jinja"
     template.write_text(template.read_text().replace("assistant\\n' }}", "assistant\\n<think>\\n' }}"))
+    content = [part(media[2]), {"type": "text", "text": "What is it?"}]
     with live_arm(out, "--context=512") as arm:
-        message = ask(arm, [part(media[2]), {"type": "text", "text": "What is it?"}], ignore_eos=True)
+        message = ask(arm, content, ignore_eos=True)
+        body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 24}
+        body |= {"ignore_eos": True, "stream": True}
+        lines = httpx2.post(f"{arm.url}/v1/chat/completions", json=body, timeout=60).text.splitlines()
     assert message["content"] == ""
     assert message["reasoning_content"]
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+    assert not any(delta.get("content") for delta in deltas)

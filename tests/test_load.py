@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from bench.__main__ import main
-from bench.load import PICTURES, Load, _body, run
+from bench.load import PICTURES, Load, Tally, _body, run
 
 CHUNKS: list[dict[str, Any]] = [
     {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
@@ -76,15 +76,22 @@ def test_what_was_seen_is_counted() -> None:
     with serving("full", "good") as url:
         tally = run(Load(url, seconds=0, output_tokens=3, images=0.5, image_size=32), clients=2)
     assert (tally.requests, tally.turned_away) == (2, 1)
-    assert (tally.tokens, len(tally.ttft_ms), len(tally.gaps_ms)) == (3, 1, 2)
+    assert (tally.tokens, len(tally.ttft_ms), len(tally.gaps)) == (3, 1, 2)
     assert not tally.errors
     assert tally.memory[-1] == 250_000_000
     assert all(body["model"] == "some" and body["max_tokens"] == 3 for body in Server.seen)
 
 
+def test_gaps_beside_pictures_are_those_while_one_was_waited_for() -> None:
+    gaps = [(0.9, 1.0), (1.8, 2.0), (2.7, 3.0), (2.5, 5.0), (2.75, 2.8), (1.8, 1.9), (5.9, 6.0)]
+    assert Tally(gaps=gaps).gaps_beside_pictures() == []
+    # One that begins as a wait ends, as the first gap of who waited does, was not beside it.
+    assert Tally(gaps=gaps, pictures=[(1.9, 2.5), (2.1, 2.75)]).gaps_beside_pictures() == gaps[1:4]
+
+
 def test_some_requests_show_pictures() -> None:
     load, random = Load("http://127.0.0.1:9", images=0.5, image_size=32), np.random.default_rng(0)
-    contents = [json.loads(_body(load, "some", random))["messages"][0]["content"] for _ in range(60)]
+    contents = [json.loads(_body(load, "some", 0, random))["messages"][0]["content"] for _ in range(60)]
     pictures = [content[0]["image_url"]["url"] for content in contents if content[0]["type"] == "image_url"]
     assert 15 < len(pictures) < 45
     assert 1 < len(set(pictures)) <= PICTURES

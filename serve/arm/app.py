@@ -20,6 +20,7 @@ from engines.config import validation_message
 from serve.arm import page
 from serve.arm.answers import ModelCard, Models, State
 from serve.arm.arm import Arm
+from serve.arm.body import read
 from serve.arm.errors import ApiError
 from serve.arm.middleware import Context
 from serve.arm.openapi import document
@@ -36,9 +37,13 @@ def build_app(arm: Arm) -> Starlette:
     described = json.dumps(document()).encode()
 
     async def chat(request: Request) -> Reply:
-        return Reply(arm, _checked(ChatRequest.model_validate_json, await request.body()))
+        return Reply(arm, _checked(ChatRequest.model_validate_json, await read(request)))
 
     async def vision(request: Request) -> Reply:
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise ApiError(
+                400, "expected multipart/form-data, a file `image` and a `prompt`, as curl -F sends"
+            )
         async with request.form(max_files=1, max_fields=16, max_part_size=1_000_000) as form:
             fields: dict[str, Any] = dict(form)
             if isinstance(image := fields.get("image"), UploadFile):
@@ -47,6 +52,10 @@ def build_app(arm: Arm) -> Starlette:
 
     async def models(request: Request) -> Response:
         return _json(Models(data=[ModelCard(**arm.card())]))
+
+    async def model(request: Request) -> Response:
+        arm.check_name(request.path_params["name"])
+        return _json(ModelCard(**arm.card()))
 
     async def health(request: Request) -> Response:
         return _json(State(status=arm.status), 500 if arm.status == "failed" else 200)
@@ -65,6 +74,7 @@ def build_app(arm: Arm) -> Starlette:
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/chat/vision", vision, methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics),
@@ -105,5 +115,9 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own: no such route or method, a form that is none."""
     assert isinstance(error, HTTPException)
-    own = ApiError(error.status_code, f"{request.url.path}: {error.detail}", headers=error.headers)
-    return await _api_error(request, own)
+    message = f"{request.url.path}: {error.detail}"
+    if error.status_code == 404:
+        message = f"there is no {request.url.path} here: /openapi.json tells what there is"
+    elif error.status_code == 405:
+        message = f"{request.url.path} takes no {request.method}, but {(error.headers or {}).get('Allow')}"
+    return await _api_error(request, ApiError(error.status_code, message, headers=error.headers))

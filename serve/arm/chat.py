@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +36,7 @@ from serve.arm.prompt import prepare
 from serve.arm.rules import constraint, rules, thinking
 from serve.arm.schema import ChatRequest
 from serve.arm.sequence import Answer, Token
+from serve.arm.turns import Client
 
 
 @dataclass(eq=False)
@@ -45,21 +47,19 @@ class Part:
     output: Output
     pieces: list[Piece] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    calls: int = 0
     finish_reason: FinishReason | None = None
-
-    @property
-    def calls(self) -> int:
-        return sum(piece.kind == "call" for piece in self.pieces)
 
 
 @dataclass(eq=False)
 class Chat:
-    """A request whose prompt is ready to run."""
+    """A request whose prompt is ready to run. `place`: of its pictures, left when they are computed."""
 
     model: Model
     name: str
     digest: str | None
     parts: list[Part]
+    place: ExitStack
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -74,13 +74,16 @@ class Chat:
 
             part.answer.emit = emit
             self.model.scheduler.submit(part.answer)
-        running = len(self.parts)
+        running, begun = len(self.parts), set[int]()
         while running:
             number, token = await found.get()
             if isinstance(token, UserError):
                 raise ApiError(400, str(token))
             if isinstance(token, Exception):
                 raise ApiError(500, "the model failed: the arm has to be started again")
+            begun.add(number)
+            if len(begun) == len(self.parts):
+                self.place.close()
             running -= token.finish_reason is not None
             yield number, self._take(self.parts[number], token)
 
@@ -88,6 +91,7 @@ class Chat:
         """Give up what still runs; its slots are free within a step."""
         for part in self.parts:
             part.answer.cancelled = True
+        self.place.close()
 
     def usage(self) -> Usage:
         prompt = len(self.parts[0].answer.inputs.input_ids)
@@ -116,6 +120,7 @@ class Chat:
         if token.finish_reason:
             pieces += part.output.close()
         part.pieces += pieces
+        part.calls += sum(piece.kind == "call" for piece in pieces)
         if part.answer.rules.logprobs is not None:
             part.logprobs.append(self._logprob(token))
         if token.finish_reason:
@@ -133,28 +138,25 @@ class Chat:
         return TokenLogprob(**chosen.model_dump(), top_logprobs=others)
 
 
-async def begin(arm: Arm, model: Model, request: ChatRequest) -> Chat:
+async def begin(arm: Arm, model: Model, request: ChatRequest, client: Client) -> Chat:
     """Prepare a request's prompt and sequences; ApiError for all that can be known to be wrong by then."""
-    if request.model not in (None, arm.settings.name):
-        raise ApiError(
-            404,
-            f"the model {request.model} is not here: this arm serves {arm.settings.name}",
-            param="model",
-            code="model_not_found",
-        )
-    arrived = time.perf_counter()
-    inputs, vision = await prepare(arm, model, request)
-    base, processor = rules(model, request, inputs), model.processor
-    opened, forced = thinking(model, inputs), bool(request.forced_tools)
-    parts = []
-    for number in range(request.n):
-        own = replace(base, sampling=replace(base.sampling, seed=base.sampling.seed + number * 2**64))
-        held = await asyncio.get_running_loop().run_in_executor(arm.readers, constraint, model, request)
+    arm.check_name(request.model)
+    arrived, loop = time.perf_counter(), asyncio.get_running_loop()
+    with ExitStack() as place:
+        inputs, vision = await prepare(arm, model, request, client, place)
+        base, processor = rules(model, request, inputs), model.processor
+        opened, forced = thinking(model, inputs), bool(request.forced_tools)
         eos = () if request.ignore_eos else processor.config.eos_token_ids
-        answer = Answer(inputs, vision, own, processor.tokenizer, eos, lambda _: None, held, arrived=arrived)
-        output = Output(thinking=opened and not forced, tools=bool(request.offered_tools), forced=forced)
-        parts.append(Part(answer, output))
-    return Chat(model, arm.settings.name, arm.settings.digest, parts)
+        parts = []
+        for number in range(request.n):
+            own = replace(base, sampling=replace(base.sampling, seed=base.sampling.seed + number * 2**64))
+            held = await loop.run_in_executor(arm.readers, constraint, model, request)
+            answer = Answer(
+                inputs, vision, own, processor.tokenizer, eos, lambda _: None, held, client, arrived=arrived
+            )
+            output = Output(thinking=opened and not forced, tools=bool(request.offered_tools), forced=forced)
+            parts.append(Part(answer, output))
+        return Chat(model, arm.settings.name, arm.settings.digest, parts, place.pop_all())
 
 
 async def whole(chat: Chat) -> ChatCompletion:
@@ -173,7 +175,8 @@ async def whole(chat: Chat) -> ChatCompletion:
 
 
 async def chunks(chat: Chat, *, include_usage: bool) -> AsyncIterator[ChatCompletionChunk]:
-    """The completion in chunks, a first one for each choice that names its role."""
+    """The completion in chunks; each choice has a first one that names its role, a last one that tells why it
+    ended. Clients take a call for finished when the last one comes."""
 
     def chunk(choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -190,14 +193,11 @@ async def chunks(chat: Chat, *, include_usage: bool) -> AsyncIterator[ChatComple
     async for index, pieces in chat.run():
         part = chat.parts[index]
         first_call = part.calls - sum(piece.kind == "call" for piece in pieces)
-        choice = ChunkChoice(
-            index=index,
-            delta=_delta(pieces, first_call),
-            logprobs=Logprobs(content=part.logprobs[-1:]) if part.logprobs else None,
-            finish_reason=part.finish_reason,
-        )
-        if pieces or part.logprobs or part.finish_reason:
-            yield chunk([choice])
+        logprobs = Logprobs(content=part.logprobs[-1:]) if part.logprobs else None
+        if pieces or logprobs:
+            yield chunk([ChunkChoice(index=index, delta=_delta(pieces, first_call), logprobs=logprobs)])
+        if part.finish_reason:
+            yield chunk([ChunkChoice(index=index, delta=Delta(), finish_reason=part.finish_reason)])
     if include_usage:
         yield chunk([], chat.usage())
 

@@ -1,7 +1,8 @@
 """Fetches what a request points to, without becoming the caller's way into our network.
 
 A name is resolved once, every address it has must be public, and the connection goes to the address that was
-checked: neither a redirect nor a name server that changes its mind (DNS rebinding) leads anywhere else.
+checked, while Host and certificate are the name's: neither a redirect nor a name server that changes its mind
+(DNS rebinding) leads anywhere else.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from urllib.parse import SplitResult, urljoin, urlsplit
+from collections.abc import Callable
+from functools import cache
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import h11
 
@@ -18,22 +21,35 @@ from serve.arm.errors import ApiError
 
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
+AS_WRITTEN = "%/:?@!$&'()*+,;=~"  # of a path or query; what is not ASCII is sent as browsers do
 
 
-async def fetch(url: str, *, max_bytes: int, seconds: float, allow_private: bool) -> bytes:
-    """The content behind an http(s) URL; ApiError when it may not or cannot be had, within all limits."""
+async def fetch(
+    url: str,
+    *,
+    max_bytes: int,
+    seconds: float,
+    allow_private: bool,
+    count: Callable[[int], object] = lambda _: None,
+) -> bytes:
+    """The content behind an http(s) URL; ApiError when it may not or cannot be had, within all limits.
+
+    `count` is told of every piece, and may raise an error of its own.
+    """
     try:
         async with asyncio.timeout(seconds):
             for _ in range(REDIRECTS + 1):
                 parts = _checked(url)
                 address = await _resolve(parts, allow_private)
-                found = await _get(parts, address, max_bytes)
+                found = await _get(parts, address, max_bytes, count)
                 if isinstance(found, bytes):
                     return found
                 url = urljoin(url, found)
     except TimeoutError:
         raise _refused(f"did not answer within {seconds:g} seconds") from None
-    except (OSError, h11.ProtocolError) as error:  # ssl's errors are OSErrors
+    except ssl.SSLCertVerificationError:
+        raise _refused("leads to a server whose certificate cannot be trusted") from None
+    except (OSError, h11.ProtocolError) as error:  # ssl's other errors are OSErrors
         raise _refused(f"cannot be fetched: {type(error).__name__}") from None
     raise _refused(f"redirects more than {REDIRECTS} times")
 
@@ -44,14 +60,18 @@ def _refused(reason: str) -> ApiError:
 
 
 def _checked(url: str) -> SplitResult:
+    """The parts of a URL in ASCII."""
     try:
         parts = urlsplit(url)
         if parts.scheme in PORTS and parts.hostname and parts.port != 0 and "@" not in parts.netloc:
-            parts.hostname.encode("idna")
-            return parts
+            name = parts.hostname.encode("idna").decode()
+            host = f"[{name}]" if ":" in name else name
+            netloc = f"{host}:{parts.port}" if parts.port else host
+            path, query = (quote(part, safe=AS_WRITTEN) for part in (parts.path, parts.query))
+            return parts._replace(netloc=netloc, path=path, query=query)
     except ValueError:  # a port that is none, a name that cannot be one
         pass
-    raise _refused("is no http or https address without credentials")
+    raise _refused("is neither a data URI nor an http or https address without user and password")
 
 
 async def _resolve(parts: SplitResult, allow_private: bool) -> tuple[str, int]:
@@ -64,7 +84,7 @@ async def _resolve(parts: SplitResult, allow_private: bool) -> tuple[str, int]:
         raise _refused("names a host that cannot be found") from None
     addresses = [str(entry[4][0]) for entry in found]
     if not allow_private and not all(map(public, addresses)):
-        raise _refused("leads to an address that is not public")
+        raise _refused("leads to an address that is not public (--allow-private-urls lets an arm go there)")
     return addresses[0], port
 
 
@@ -83,9 +103,11 @@ def public(address: str) -> bool:
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-async def _get(parts: SplitResult, address: tuple[str, int], max_bytes: int) -> bytes | str:
+async def _get(
+    parts: SplitResult, address: tuple[str, int], max_bytes: int, count: Callable[[int], object]
+) -> bytes | str:
     """The body behind one address, or where it redirects to."""
-    context = ssl.create_default_context() if parts.scheme == "https" else None
+    context = _trust() if parts.scheme == "https" else None
     name = parts.hostname if context else None
     reader, writer = await asyncio.open_connection(*address, ssl=context, server_hostname=name)
     try:
@@ -94,12 +116,23 @@ async def _get(parts: SplitResult, address: tuple[str, int], max_bytes: int) -> 
         connection = h11.Connection(h11.CLIENT)
         writer.write(connection.send(h11.Request(method="GET", target=target, headers=headers)) or b"")
         writer.write(connection.send(h11.EndOfMessage()) or b"")
-        return await _receive(connection, reader, max_bytes)
+        return await _receive(connection, reader, max_bytes, count)
     finally:
         writer.close()
 
 
-async def _receive(connection: h11.Connection, reader: asyncio.StreamReader, max_bytes: int) -> bytes | str:
+@cache
+def _trust() -> ssl.SSLContext:
+    """The authorities of this machine, or of $SSL_CERT_FILE; reading them takes as long as some fetches."""
+    return ssl.create_default_context()
+
+
+async def _receive(
+    connection: h11.Connection,
+    reader: asyncio.StreamReader,
+    max_bytes: int,
+    count: Callable[[int], object],
+) -> bytes | str:
     body = bytearray()
     while True:
         event = connection.next_event()
@@ -108,11 +141,12 @@ async def _receive(connection: h11.Connection, reader: asyncio.StreamReader, max
         elif isinstance(event, h11.Response):
             location = dict(event.headers).get(b"location")
             if event.status_code in (301, 302, 303, 307, 308) and location:
-                return location.decode("latin-1")
+                return location.decode(errors="replace")
             if event.status_code != 200:
                 raise _refused(f"answers with status {event.status_code}")
         elif isinstance(event, h11.Data):
             body += event.data
+            count(len(event.data))
             if len(body) > max_bytes:
                 raise _refused(f"holds more than {max_bytes} bytes")
         elif isinstance(event, h11.EndOfMessage):

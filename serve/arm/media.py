@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +41,25 @@ class Limits:
         """Of a request: some files at their largest, in base64."""
         return 4 * self.max_file_bytes
 
+    @property
+    def max_bodies_bytes(self) -> int:
+        """Of all requests that are being read or answered."""
+        return 4 * self.max_body_bytes
+
 
 def refused(message: str) -> ApiError:
     return ApiError(400, message, param="messages", code="invalid_media")
 
 
-async def load(url: str, limits: Limits) -> bytes:
-    """The bytes of a data URI or behind an http(s) URL; ApiError for anything else or too large."""
+async def load(url: str, limits: Limits, count: Callable[[int], object] = lambda _: None) -> bytes:
+    """The bytes of a data URI or behind an http(s) URL; ApiError for anything else or too large.
+
+    `count` is told of what is fetched, as it comes.
+    """
     if not url.startswith("data:"):
         seconds, private = limits.seconds, limits.allow_private
-        return await fetch(url, max_bytes=limits.max_file_bytes, seconds=seconds, allow_private=private)
+        most = limits.max_file_bytes
+        return await fetch(url, max_bytes=most, seconds=seconds, allow_private=private, count=count)
     head, comma, payload = url.partition(",")
     if not comma or not head.endswith(";base64"):
         raise refused("a data URI is not of the form data:TYPE;base64,DATA")

@@ -23,6 +23,7 @@ class Metrics:
         self.requests = counter("arm_requests", "Requests by route and status.", ["route", "status"])
         self.running = gauge("arm_running_sequences", "Sequences in a slot.")
         self.waiting = gauge("arm_waiting_sequences", "Sequences without a slot.")
+        self.bodies = gauge("arm_body_bytes", "Of requests that are being read or answered.")
         self.queue = seconds("arm_queue_seconds", "Arrival to a slot.")
         self.ttft = seconds("arm_ttft_seconds", "Arrival to the first token.")
         self.itl = seconds("arm_itl_seconds", "Gap between tokens.")

@@ -1,4 +1,4 @@
-"""Around every request: its id, the key, the size of its body, one line of log, one count."""
+"""Around every request: its id, the key, the limits of its body, one line of log, one count."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import traceback
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.arm.arm import Arm
+from serve.arm.body import limited
 from serve.arm.errors import ApiError
 from serve.arm.page import FILES
 
@@ -50,7 +52,10 @@ class Context:
         start = time.perf_counter()
         try:
             self._check_key(scope["path"], headers)
-            await self._app(scope, _limited(receive, self._arm.settings.limits.max_body_bytes), tell)
+            with limited(self._arm, receive) as counting:
+                await self._app(scope, counting, tell)
+        except ClientDisconnect:
+            pass  # in the middle of its own request
         except ApiError as error:
             await respond(error, tell)
         except Exception as error:
@@ -91,18 +96,3 @@ async def respond(error: ApiError, send: Send) -> None:
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
-
-
-def _limited(receive: Receive, most: int) -> Receive:
-    """`receive`, until the body is too large."""
-    size = 0
-
-    async def limited() -> Message:
-        nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        if size > most:
-            raise ApiError(413, f"the request has more than {most} bytes: send less, or smaller pictures")
-        return message
-
-    return limited

@@ -46,6 +46,11 @@ class Model:
         """Made by the first request that needs it."""
         return Grammar(self.processor.tokenizer, self.processor.config)
 
+    @cached_property
+    def most_characters(self) -> int:
+        """More of them make more tokens than the context has, however they are cut."""
+        return self.slots.capacity * max(map(len, self.processor.tokenizer.get_vocab()))
+
     def self_test(self) -> str:
         """Answer the artifact's own question; returns what can be said of it, UserError when it is wrong."""
         found: SimpleQueue[Token | Exception] = SimpleQueue()

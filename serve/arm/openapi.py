@@ -7,14 +7,21 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from serve.arm.answers import ChatCompletion, ChatCompletionChunk, Models, State
+from serve.arm.answers import ChatCompletion, ChatCompletionChunk, ModelCard, Models, State
 from serve.arm.errors import ErrorBody
 from serve.arm.schema import ChatRequest
 from serve.arm.upload import VisionForm
 
 READ: tuple[type[BaseModel], ...] = (ChatRequest, VisionForm)
-WRITTEN: tuple[type[BaseModel], ...] = (ChatCompletion, ChatCompletionChunk, Models, State, ErrorBody)
-ANSWER_ERRORS = (400, 401, 404, 413, 429, 500, 503, 504)
+WRITTEN: tuple[type[BaseModel], ...] = (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Models,
+    ModelCard,
+    State,
+    ErrorBody,
+)
+ANSWER_ERRORS = (400, 401, 404, 408, 413, 429, 500, 503, 504)
 
 # Each server-sent event of an answer with "stream": true.
 DATA = {
@@ -46,6 +53,10 @@ def document() -> dict[str, Any]:
         "/v1/chat/completions": {"post": chat},
         "/chat/vision": {"post": vision},
         "/v1/models": {"get": _reading("What is served here", "Models", errors=(401,))},
+        "/v1/models/{name}": {
+            "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
+            "get": _reading("One model", "ModelCard", errors=(401, 404)),
+        },
         "/health": {"get": _reading("Whether the process lives", "State", states=(500,))},
         "/ready": {"get": _reading("Whether requests are taken", "State", states=(503,))},
         "/metrics": {"get": _plain("Prometheus metrics", "text/plain")},

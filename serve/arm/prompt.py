@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,32 @@ from engines.errors import UserError
 from engines.onnx_vision import VisionTokens
 from engines.processor import Inputs
 from serve.arm.arm import Arm
+from serve.arm.body import held
 from serve.arm.errors import ApiError
 from serve.arm.media import load, read_images, video_files
 from serve.arm.model import Model
 from serve.arm.output import CALL
 from serve.arm.schema import ChatRequest, ImagePart, Message, VideoPart
+from serve.arm.turns import Client
 
 
-async def prepare(arm: Arm, model: Model, request: ChatRequest) -> tuple[Inputs, VisionTokens]:
-    """The prompt and what the vision tower sees in it; ApiError for media or messages that cannot be used."""
-    images, videos = await _load(arm, request)
+async def prepare(
+    arm: Arm, model: Model, request: ChatRequest, client: Client, place: ExitStack
+) -> tuple[Inputs, VisionTokens]:
+    """The prompt and what the vision tower sees in it; ApiError for media or messages that cannot be used.
+
+    Pixels and features of many pictures fill a memory: `place` is to be left once they have been computed.
+    """
     loop = asyncio.get_running_loop()
-    inputs = await loop.run_in_executor(arm.readers, _read, arm, model, request, images, videos)
+    if request.characters > model.most_characters:  # to find its tokens might take minutes
+        raise _too_long(f"{request.characters} characters", model)
+    with held(arm) as count:  # of files that are fetched
+        images, videos = await _load(arm, request, count)
+        if images or videos:
+            place.enter_context(await arm.seeing.enter(client))
+        inputs = await loop.run_in_executor(arm.readers, _read, arm, model, request, images, videos)
     if len(inputs.input_ids) >= model.slots.capacity:
-        raise ApiError(
-            400,
-            f"the prompt has {len(inputs.input_ids)} tokens, the context {model.slots.capacity}: shorten it",
-            param="messages",
-            code="context_length_exceeded",
-        )
+        raise _too_long(f"{len(inputs.input_ids)} tokens", model)
     if not inputs.media:
         return inputs, model.slots.see(inputs)
     start = time.perf_counter()
@@ -49,7 +57,14 @@ async def prepare(arm: Arm, model: Model, request: ChatRequest) -> tuple[Inputs,
     return inputs, vision
 
 
-async def _load(arm: Arm, request: ChatRequest) -> tuple[list[bytes], list[bytes]]:
+def _too_long(size: str, model: Model) -> ApiError:
+    message = f"the prompt has {size}, the context {model.slots.capacity} tokens: shorten it"
+    return ApiError(400, message, param="messages", code="context_length_exceeded")
+
+
+async def _load(
+    arm: Arm, request: ChatRequest, count: Callable[[int], None]
+) -> tuple[list[bytes], list[bytes]]:
     """The files of all images and all videos, in order."""
     parts = [
         part for message in request.messages if isinstance(message.content, list) for part in message.content
@@ -63,7 +78,7 @@ async def _load(arm: Arm, request: ChatRequest) -> tuple[list[bytes], list[bytes
             f"{len(images) + len(videos)} pictures and videos: at most {limits.max_media} are accepted",
             param="messages",
         )
-    found = [await load(url, limits) for url in [*images, *videos]]
+    found = [await load(url, limits, count) for url in [*images, *videos]]
     return found[: len(images)], found[len(images) :]
 
 

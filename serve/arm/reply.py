@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,12 +14,15 @@ from serve.arm.arm import Arm
 from serve.arm.chat import Chat, begin, chunks, whole
 from serve.arm.errors import ApiError
 from serve.arm.schema import ChatRequest
+from serve.arm.turns import Client
 
 EVENTS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect them
 ]
+DONE: Message = {"type": "http.response.body", "body": b"data: [DONE]\n\n"}
+FAREWELL = 5.0  # seconds for a client to take the news that its time is over
 
 
 class Reply:
@@ -33,10 +36,11 @@ class Reply:
         await _while_connected(receive, self._answer(scope, send))
 
     async def _answer(self, scope: Scope, send: Send) -> None:
-        with self._arm.admitted(self._request.n) as model:
+        client = Client(scope["client"][0] if scope.get("client") else "", self._request.named_client)
+        with self._arm.admitted(client, self._request.n) as model:
             end = asyncio.get_running_loop().time() + self._arm.settings.seconds
             async with _until(end):
-                chat = await begin(self._arm, model, self._request)
+                chat = await begin(self._arm, model, self._request, client)
             try:
                 await (self._events if self._request.stream else self._whole)(chat, end, send)
             finally:
@@ -59,8 +63,12 @@ class Reply:
                 async for chunk in chunks(chat, include_usage=bool(options and options.include_usage)):
                     await send(_event(chunk))
         except ApiError as error:
-            await send(_event(error.body))
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+            with suppress(TimeoutError):  # who does not read, as long as he stays, is left without
+                async with asyncio.timeout(FAREWELL):
+                    await send(_event(error.body))
+                    await send(DONE)
+        else:
+            await send(DONE)
 
 
 def _event(value: BaseModel) -> Message:

@@ -34,7 +34,7 @@ def rules(model: Model, request: ChatRequest, inputs: Inputs) -> Rules:
         raise ApiError(
             400,
             f"the prompt has {len(inputs.input_ids)} tokens and max_tokens is {asked}: the context has "
-            f"{model.slots.capacity}",
+            f"{model.slots.capacity}, ask for at most {room}",
             param="max_tokens",
             code="context_length_exceeded",
         )
@@ -93,18 +93,30 @@ def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
     calls: list[dict[str, Any]] = []
     definitions: dict[str, Any] = {}
     for tool in tools:
-        arguments = dict(tool.function.parameters) or {"type": "object"}
-        # References are to the root of the document, which is ours now.
-        definitions |= arguments.pop("$defs", {})
+        place = f"#/$defs/{tool.function.name}"
+        definitions[tool.function.name] = _moved(tool.function.parameters or {"type": "object"}, place)
         calls.append(
             {
                 "type": "object",
-                "properties": {"name": {"const": tool.function.name}, "arguments": arguments},
+                "properties": {"name": {"const": tool.function.name}, "arguments": {"$ref": place}},
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
         )
     return {"anyOf": calls, "$defs": definitions}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A JSON Schema that stands at `place` in another: its references are to its own root."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _moved(value, place) for name, value in schema.items()}
+    reference = found.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        found["$ref"] = place + reference[1:]
+    return found
 
 
 def _either(value: T | None, default: T) -> T:

@@ -1,8 +1,8 @@
 """Who computes next: a thread that alternates between everyone's next token and a piece of one prompt.
 
-Sequences get slots in the order they came. One prompt at a time is computed, in chunks, and between two
-chunks all running sequences get a token: a long prompt slows streams down but never holds one up for longer
-than STALL. Nothing but this thread touches the slots.
+Clients get slots in turn, each for its sequences in the order they came. One prompt at a time is computed, in
+chunks, and between two chunks all running sequences get a token: a long prompt slows streams down but never
+holds one up for longer than STALL. Nothing but this thread touches the slots.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 import traceback
-from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from engines.errors import UserError
 from engines.slots import Slot, Slots
 from serve.arm.metrics import Metrics
 from serve.arm.sequence import Answer
+from serve.arm.turns import Turns
 
 CHUNK = 512  # tokens of a prompt computed at once while nobody else is running
 SMALLEST = 16  # and at least, however slow the machine: smaller chunks read all weights for little
@@ -32,14 +32,18 @@ class Scheduler:
     def __init__(self, slots: Slots, metrics: Metrics) -> None:
         self._slots, self._metrics = slots, metrics
         self._inbox: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
-        self._waiting: deque[Answer] = deque()
+        self._waiting: Turns[Answer] = Turns()
         self._filling: tuple[Slot, Answer] | None = None
         self._running: dict[Slot, Answer] = {}
         self._tokens_per_second = SMALLEST / STALL  # of prompts; then as measured
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self.failure: Exception | None = None
-        metrics.waiting.set_function(lambda: len(self._waiting) + self._inbox.qsize())
-        metrics.running.set_function(lambda: len(self._running) + (self._filling is not None))
+        metrics.running.set_function(lambda: self.busy)
+
+    @property
+    def busy(self) -> int:
+        """Sequences in a slot."""
+        return len(self._running) + (self._filling is not None)
 
     def start(self) -> None:
         """Begin taking sequences."""
@@ -78,12 +82,12 @@ class Scheduler:
                 break
             if answer is None:
                 return False
-            self._waiting.append(answer)
+            self._waiting.put(answer.client, answer)
             idle = False
         return True
 
     def _drop_cancelled(self) -> None:
-        self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
+        self._waiting.drop(lambda answer: answer.cancelled)
         if self._filling and self._filling[1].cancelled:
             self._slots.close(self._filling[0])
             self._filling = None
@@ -109,17 +113,16 @@ class Scheduler:
         self._tokens_per_second += 0.3 * (rate - self._tokens_per_second)
         if logits is not None:
             self._filling = None
+            answer.forget_media()
             self._running[slot] = answer
             self._say(slot, answer, logits)
 
     def _admit(self) -> tuple[Slot, Answer] | None:
-        if not self._waiting:
+        answer = self._waiting.first()
+        slot = answer and self._slots.open(answer.inputs, answer.vision)
+        if not answer or not slot:
             return None
-        answer = self._waiting[0]
-        slot = self._slots.open(answer.inputs, answer.vision)
-        if slot is None:
-            return None
-        self._waiting.popleft()
+        self._waiting.take()
         answer.reused = slot.length
         self._metrics.queue.observe(time.perf_counter() - answer.arrived)
         self._metrics.prompt_tokens.inc(len(answer.inputs.input_ids))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 ServiceTier = Literal["auto", "default", "flex", "priority", "scale"]
 
@@ -41,6 +41,11 @@ class VideoPart(Strict):
 
 
 Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+# Which of the two it is meant to be is told by what it is, so that errors are told of that one alone.
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")],
+    Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
+]
 
 
 class FunctionCall(Strict):
@@ -56,7 +61,7 @@ class ToolCall(Strict):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: Content | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -138,7 +143,7 @@ class ChatRequest(Strict):
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     presence_penalty: float = Field(0, ge=-2, le=2)
     frequency_penalty: float = Field(0, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -151,12 +156,23 @@ class ChatRequest(Strict):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     ignore_eos: bool = Field(False, description="Answer on to the limit; for measuring.")
     parallel_tool_calls: bool = Field(True, description="Accepted; the model decides.")
-    # Facts about the caller that change no answer.
-    user: str | None = None
-    safety_identifier: str | None = None
+    # Facts about the caller that change no answer. Of these, only who it is matters, to share slots evenly.
+    user: str | None = Field(None, description="Whoever is behind the caller; users get their turns evenly.")
+    safety_identifier: str | None = Field(None, description="The newer name of user.")
+    prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: ServiceTier | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nothing(cls, data: Any) -> Any:
+        """Clients send null for what they leave to the server, as OpenAI lets them."""
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value for name, value in data.items() if value is not None or name not in cls.model_fields
+        }
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -176,6 +192,23 @@ class ChatRequest(Strict):
         if self.stop is not None and not all([self.stop] if isinstance(self.stop, str) else self.stop):
             raise ValueError("a stop string is empty")
         return self
+
+    @property
+    def characters(self) -> int:
+        """How much is written, media aside."""
+        count = sum(len(tool.model_dump_json()) for tool in self.offered_tools)
+        for message in self.messages:
+            content = message.content or ""
+            texts = [content] if isinstance(content, str) else []
+            texts += [part.text for part in content if isinstance(part, TextPart)]
+            texts += [call.function.arguments for call in message.tool_calls or ()]
+            count += len(message.reasoning_content or "") + sum(map(len, texts))
+        return count
+
+    @property
+    def named_client(self) -> str:
+        """On whose behalf the request is made, as far as it says."""
+        return self.safety_identifier or self.user or ""
 
     @property
     def forced_tools(self) -> list[Tool]:

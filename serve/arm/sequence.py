@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 
 from engines.constraint import Constraint
 from engines.generate import TextStream
-from engines.onnx_vision import VisionTokens
+from engines.onnx_vision import UNSEEN, VisionTokens
 from engines.penalties import Penalties
 from engines.processor import Inputs
 from engines.sampling import GREEDY, Sampling, descending, next_token
+from serve.arm.turns import NOBODY, Client
 
 Reason = Literal["stop", "length"]
 
@@ -65,6 +66,7 @@ class Answer:
     eos: Sequence[int]
     emit: Emit
     constraint: Constraint | None = None
+    client: Client = NOBODY
     cancelled: bool = False
     reused: int = 0
     said: list[int] = field(default_factory=list)
@@ -76,6 +78,10 @@ class Answer:
         self._text = TextStream(self.tokenizer, self.rules.stop)
         self._random = np.random.default_rng(self.rules.sampling.seed)
         self._constrained = self.constraint is not None and self.rules.constrain_after is None
+
+    def forget_media(self) -> None:
+        """Let go of pixels and features, which nobody needs once the prompt has been computed."""
+        self.inputs, self.vision = replace(self.inputs, media=()), UNSEEN
 
     def choose(self, logits: NDArray[np.float32]) -> Token:
         """The token that follows, for logits [V]."""

@@ -31,6 +31,7 @@ class Pane {
 
   async connect() {
     this.arm = new Arm(this.part("url").value, this.part("key").value);
+    this.before = null; // another arm's counters say nothing of this one's
     try {
       const card = await this.arm.card();
       this.part("name").textContent = card.variant ? `${card.id} · ${card.variant}` : card.id;
@@ -126,7 +127,8 @@ function status(metrics, before, ms) {
   if (!metrics) return [make("div", "error", "no metrics")];
   const rate = (name) => {
     const old = before?.get(name);
-    return old === undefined || !metrics.has(name) ? undefined : (1000 * (metrics.get(name) - old)) / ms;
+    const grown = metrics.get(name) - old; // it shrinks where an arm was started again
+    return grown >= 0 ? (1000 * grown) / ms : undefined;
   };
   const shows = {
     Memory: [metrics.get("process_resident_memory_bytes"), (x) => `${(x / 1e6).toFixed(0)} MB`],
@@ -140,6 +142,7 @@ function status(metrics, before, ms) {
   return Object.entries(shows).map(([name, [value, show]]) => {
     const entry = make("div", "");
     entry.append(make("dt", "", name), make("dd", "", value === undefined ? "–" : show(value)));
+    if (value === undefined) entry.title = "Not told by this machine, or not yet";
     return entry;
   });
 }
