@@ -55,6 +55,9 @@ def add_commands(commands: Any) -> None:
     rollout = commands.add_parser("rollout", help="grow one arm, step by step, while guards watch")
     rollout.add_argument("action", choices=("start", "status", "pause", "promote", "rollback"))
     rollout.add_argument(
+        "--to", type=float, metavar="PERCENT", help="the step to promote to; default the next one"
+    )
+    rollout.add_argument(
         "--admin", default="http://127.0.0.1:8090", metavar="URL", help="default http://127.0.0.1:8090"
     )
     rollout.add_argument(
@@ -78,7 +81,7 @@ def add_commands(commands: Any) -> None:
     report.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     simulated = commands.add_parser("simulate", help="what the guards do to candidates whose truth is known")
-    simulated.add_argument("--experiments", type=int, default=1000, metavar="N", help="each; default 1000")
+    simulated.add_argument("--experiments", type=int, default=500, metavar="N", help="each; default 500")
     simulated.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     simulated.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
@@ -133,14 +136,18 @@ def compile_(options: argparse.Namespace) -> None:
 
 def rollout(options: argparse.Namespace) -> None:
     """One request to the admin port; its answer to stdout."""
+    from engines.errors import UserError
     from serve.rollout.remote import ask
 
-    print(json.dumps(ask(options.admin, options.admin_token_file, options.action), indent=2))
+    if options.to is not None and options.action != "promote":
+        raise UserError(f"--to is for promote, found {options.action}")
+    print(json.dumps(ask(options.admin, options.admin_token_file, options.action, options.to), indent=2))
 
 
 def report(options: argparse.Namespace) -> None:
     """A page to a file, a verdict for each arm to stdout."""
-    from serve.report.logs import make_report, read_lines
+    from serve.report.lines import read_logs
+    from serve.report.logs import make_report
     from serve.report.page import figures, page
     from serve.router.reading import parse_policy
     from serve.router.versions import read_texts
@@ -148,9 +155,12 @@ def report(options: argparse.Namespace) -> None:
     texts = read_texts(options.state) if options.state else {}
     policies = {str(version): parse_policy(text) for version, text in texts.items()}
     baseline = options.baseline or next((policy.baseline for policy in policies.values()), None)
-    made = make_report(read_lines(options.logs), baseline, options.experiment, policies)
+    made = make_report(read_logs(options.logs), baseline, options.experiment, policies)
     options.out.write_text(page(made))
     found = figures(made)
+    if made.left_out:
+        print(f"{made.left_out} lines are none of a router's log and were left out:", file=sys.stderr)
+        print(*made.named, sep="\n", file=sys.stderr)
     for name, comparison in found["comparisons"].items():
         print(f"{name} against {made.baseline}: {comparison['verdict']}")
     print(options.out)
@@ -169,9 +179,10 @@ def simulate(options: argparse.Namespace) -> None:
         outcome = simulate.simulate(truth, options.experiments, options.seed)
         found.append(asdict(outcome))
         print(
-            f"{outcome.truth}: {outcome.rolled_back} of {outcome.experiments} rolled back "
-            f"({outcome.rolled_back / outcome.experiments:.1%}), {outcome.held} held; median of the "
-            f"candidate's requests until then {outcome.median_requests}, at {outcome.median_percent} %",
+            f"{outcome.truth}: {outcome.rolled_back} of {outcome.experiments} rolled back, "
+            f"{outcome.rate:.1%} ({outcome.rate_low:.1%} to {outcome.rate_high:.1%}), {outcome.held} held; "
+            f"median of the candidate's requests until then {outcome.median_requests}, "
+            f"at {outcome.median_percent} %",
             flush=True,
         )
     if options.json:

@@ -22,9 +22,11 @@ class Control:
         self.versions = versions
         self._one_at_a_time = asyncio.Lock()
 
-    async def put(self, text: str, action: str, by: str, expected: int | None = None) -> Change:
+    async def put(
+        self, text: str, action: str, by: str, expected: int | None = None, rollout: str = ""
+    ) -> Change:
         """A new policy. Raises UserError when refused, ConflictError when `expected` is not in force."""
-        return await self._change(text, lambda: self.versions.put(text, action, by), expected)
+        return await self._change(text, lambda: self.versions.put(text, action, by, rollout), expected)
 
     async def go_back(self, to: int | None, by: str) -> Change:
         """An earlier policy again, by default the one before. Raises UserError where there is none."""

@@ -70,9 +70,10 @@ class Metrics:
                 arm.itl.observe(itl)
 
     def totals(self, arm: str) -> dict[str, int]:
-        """Requests assigned to an arm since the start, and those of them it failed."""
+        """Requests assigned to an arm since the start, those of them it failed, and their tokens."""
         found = self._arms.get((arm, False)) or ArmMetrics()
-        return {"requests": found.requests.total(), "failed": found.failures}
+        tokens = {"input_tokens": found.tokens["input"], "output_tokens": found.tokens["output"]}
+        return {"requests": found.requests.total(), "failed": found.failures, **tokens}
 
     def text(self, arms: dict[str, Arm], version: int, dropped: int) -> str:
         """Everything in Prometheus' text format 0.0.4."""

@@ -24,6 +24,7 @@ from serve.router.control import Control, open_router
 from serve.router.health import check_forever
 from serve.router.log import Log
 from serve.router.otlp import Exporter
+from serve.router.recent import Recent
 from serve.router.versions import Versions
 
 BACKLOG = 4096
@@ -98,8 +99,9 @@ async def serving(options: Options) -> AsyncIterator[Running]:
         versions = Versions(options.state)
         router = open_router(options.policy, versions, log, _tell)
         control = Control(router, versions)
-        rollout = Driver(control, options.state, _tell)
-        router.observers.append(rollout.observe)
+        rollout = Driver(control, _tell)
+        recent = Recent()
+        router.observers += [rollout.observe, recent.observe]
         if exporter:
             router.observers.append(exporter.write)
         traffic = await loop.create_server(
@@ -107,7 +109,7 @@ async def serving(options: Options) -> AsyncIterator[Running]:
         )
         closing.callback(traffic.close)  # a loop does not end while a port is open
         admin = await asyncio.start_server(
-            Admin(control, rollout, token), options.admin_host, options.admin_port
+            Admin(control, rollout, recent, token), options.admin_host, options.admin_port
         )
         closing.callback(admin.close)
         forever = (router.sweep(), check_forever(router), rollout.watch())

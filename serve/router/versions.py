@@ -20,14 +20,19 @@ from engines.errors import UserError
 
 @dataclass(frozen=True)
 class Change:
-    """A line of the audit log. `content` is the version whose text it has: its own, or one gone back to."""
+    """A line of the audit log. `content` is the version whose text it has: its own, or one gone back to.
+
+    `rollout` is the ramp's status from then on, where a rollout made the change: one line holds both, so a
+    crash never parts them.
+    """
 
     version: int
     content: int
-    action: str  # file, put or rollback
+    action: str  # file, put, rollback, or what a rollout did and why
     by: str  # an address, or `file`
     sha256: str
     time: str
+    rollout: str = ""
 
 
 class Versions:
@@ -57,22 +62,24 @@ class Versions:
             raise UserError("there is no version before this one")
         return self.last.content - 1
 
-    def put(self, text: str, action: str, by: str) -> Change:
+    def put(self, text: str, action: str, by: str, rollout: str = "") -> Change:
         """Keeps a new text as the next version. Returns when it is on disk."""
         version = len(self.changes) + 1
         temporary = self._file(version).with_suffix(".new")
         _write(temporary, text.encode(), "wb")
         temporary.replace(self._file(version))
-        return self._append(version, version, action, by, text)
+        return self._append(version, version, action, by, text, rollout)
 
     def go_back(self, to: int, by: str) -> Change:
         """Keeps the text of an earlier version as the next one. Returns when it is on disk."""
         text = self.text(to)
         return self._append(len(self.changes) + 1, self.changes[to - 1].content, "rollback", by, text)
 
-    def _append(self, version: int, content: int, action: str, by: str, text: str) -> Change:
+    def _append(
+        self, version: int, content: int, action: str, by: str, text: str, rollout: str = ""
+    ) -> Change:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        change = Change(version, content, action, by, sha256(text.encode()).hexdigest(), now)
+        change = Change(version, content, action, by, sha256(text.encode()).hexdigest(), now, rollout)
         _write(self._audit, json.dumps(asdict(change)).encode() + b"\n", "ab")
         self.changes.append(change)
         return change
