@@ -12,21 +12,21 @@ from serve.router.policy import Arm, Policy
 
 Json = dict[str, Any]
 ARTIFACTS = "artifacts"  # a PersistentVolumeClaim, and where it is mounted in an arm
+PROJECT = "/project"  # the checkout in the image
 TRAFFIC, ADMIN = 8080, 8090
 UNPRIVILEGED: Json = {
     "runAsNonRoot": True,
     "runAsUser": 10001,
     "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
 
 
 def kubernetes(policy: Policy, text: str, image: str) -> dict[str, str]:
-    """Manifests by file name. `text` is the policy's, `image` has this project and requirements/serve.txt.
+    """Manifests by file name. `text` is the policy's; `image` has requirements/serve.txt and this project.
 
-    Expected of the cluster: a claim `artifacts` with the artifacts' folders and a Secret `router-admin` with
-    a `token`. Arms answer in the policy's namespace only. Raises UserError where a url is no Service's.
+    Expected of the cluster: a claim `artifacts` with the artifacts' folders, readable on every node, and a
+    Secret `router-admin` with a `token`. Raises UserError where a url is no Service's.
     """
     arms = [part for name, arm in policy.arms.items() if arm.artifact for part in _arm(name, arm, image)]
     return {"arms.yaml": _dump(arms), "router.yaml": _dump(_router(text, image))}
@@ -39,28 +39,37 @@ def _arm(name: str, arm: Arm, image: str) -> list[Json]:
             f"kubernetes cannot express arm {name} at {arm.url}; expected http://SERVICE.NAMESPACE:PORT"
         )
     service, port = found[1], int(found[4])
-    command = ["python", "-m", "serve", "arm", arm.artifact, "--host", "0.0.0.0", "--port", str(port)]
+    pod = {
+        "containers": [{"name": "arm", **arm_container(arm.artifact or "", port, image)}],
+        "volumes": [artifact_volume()],
+        "terminationGracePeriodSeconds": 660,  # a request may take ten minutes
+    }
+    return [_deployment(service, pod), _service(service, service, port)]
+
+
+def arm_container(artifact: str, port: int, image: str) -> Json:
+    """Serves one artifact, which lies at `artifact` in the claim."""
+    if not artifact.startswith(f"{ARTIFACTS}/"):
+        raise UserError(f"the cluster mounts the claim {ARTIFACTS}: found {artifact}, expected {ARTIFACTS}/…")
     ready = {"httpGet": {"path": "/ready", "port": port}}
-    container = {
-        "name": "arm",
+    return {
         "image": image,
-        "command": command,
+        "workingDir": "/",
+        "command": ["python", "-m", "serve", "arm", artifact, "--host", "0.0.0.0", "--port", str(port)],
+        "env": [{"name": "PYTHONPATH", "value": PROJECT}],
         "ports": [{"containerPort": port}],
         # Loading and the self-test take as long as they take; only then is a silent arm a dead one.
         "startupProbe": {**ready, "periodSeconds": 5, "failureThreshold": 240},
         "readinessProbe": ready,
         "livenessProbe": {"httpGet": {"path": "/health", "port": port}, "failureThreshold": 6},
         "volumeMounts": [{"name": ARTIFACTS, "mountPath": f"/{ARTIFACTS}", "readOnly": True}],
-        "workingDir": "/",
         "securityContext": UNPRIVILEGED,
     }
-    claim = {"claimName": ARTIFACTS, "readOnly": True}
-    pod = {
-        "containers": [container],
-        "volumes": [{"name": ARTIFACTS, "persistentVolumeClaim": claim}],
-        "terminationGracePeriodSeconds": 660,  # a request may take ten minutes
-    }
-    return [_deployment(service, pod), _service(service, service, port)]
+
+
+def artifact_volume() -> Json:
+    """The claim, for a pod with an arm."""
+    return {"name": ARTIFACTS, "persistentVolumeClaim": {"claimName": ARTIFACTS, "readOnly": True}}
 
 
 def _router(text: str, image: str) -> list[Json]:
@@ -69,13 +78,16 @@ def _router(text: str, image: str) -> list[Json]:
     container = {
         "name": "router",
         "image": image,
+        "workingDir": "/",  # a gate or digest is read from the artifacts, as an arm does
         "command": command,
+        "env": [{"name": "PYTHONPATH", "value": PROJECT}],
         "ports": [{"containerPort": TRAFFIC, "name": "traffic"}, {"containerPort": ADMIN, "name": "admin"}],
         "readinessProbe": {"tcpSocket": {"port": TRAFFIC}},
         "volumeMounts": [
             {"name": "policy", "mountPath": "/policy", "readOnly": True},
             {"name": "admin", "mountPath": "/admin", "readOnly": True},
             {"name": "state", "mountPath": "/state"},
+            {"name": ARTIFACTS, "mountPath": f"/{ARTIFACTS}", "readOnly": True},
         ],
         "securityContext": UNPRIVILEGED,
     }
@@ -89,6 +101,7 @@ def _router(text: str, image: str) -> list[Json]:
                 "secret": {"secretName": "router-admin", "items": [{"key": "token", "path": "token"}]},
             },
             {"name": "state", "persistentVolumeClaim": {"claimName": "router-state"}},
+            artifact_volume(),
         ],
         "terminationGracePeriodSeconds": 45,  # it drains for 30 s
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 TARGETS = ("nginx", "haproxy", "envoy", "gateway-api", "istio")
+CLUSTERS = ("kubernetes", "kserve")
 
 
 def add_commands(commands: Any) -> None:
@@ -46,9 +47,12 @@ def add_commands(commands: Any) -> None:
 
     compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
     compiled.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
-    compiled.add_argument("--to", required=True, choices=TARGETS, help="proxy to write for")
+    compiled.add_argument("--to", required=True, choices=(*TARGETS, *CLUSTERS), help="what to write for")
     compiled.add_argument(
         "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default 127.0.0.1:8080"
+    )
+    compiled.add_argument(
+        "--image", metavar="IMAGE", help="of the arms and the router, for kubernetes and kserve"
     )
     compiled.add_argument("-o", "--out", type=Path, metavar="DIR", help="default stdout")
 
@@ -118,10 +122,21 @@ def up(options: argparse.Namespace) -> None:
 
 def compile_(options: argparse.Namespace) -> None:
     """A policy's text for a proxy, to files or stdout."""
+    from engines.errors import UserError
     from serve.compile import compile_policy
+    from serve.deploy.kserve import kserve
+    from serve.deploy.kubernetes import kubernetes
     from serve.router.reading import read_policy
 
-    files = compile_policy(read_policy(options.policy), options.to, options.listen)
+    policy = read_policy(options.policy)
+    if bool(options.image) != (options.to in CLUSTERS):
+        raise UserError(f"--image is for {' and '.join(CLUSTERS)}, which need it; found --to {options.to}")
+    if options.to == "kubernetes":
+        files = kubernetes(policy, options.policy.read_text(), options.image)
+    elif options.to == "kserve":
+        files = kserve(policy, options.image)
+    else:
+        files = compile_policy(policy, options.to, options.listen)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
