@@ -64,13 +64,14 @@ def counted(*steps: tuple[int, int, int, int]) -> Errors:
 
 def test_errors_evidence_is_that_of_its_definition() -> None:
     """The least over a grid of Beta mixtures' ratios, from scipy; steps have rates of their own."""
+    import numpy as np
     from scipy.special import betaln, xlog1py, xlogy
 
     steps = ((900, 9, 100, 6), (500, 40, 500, 60))
-    grid = [number / 10_000 for number in range(1, 9999)]
+    grid = np.arange(1, 9999) / 10_000
 
     def likeliest(n0: int, f0: int, n1: int, f1: int) -> float:
-        return max(float(xlogy(f0 + f1, p) + xlog1py(n0 + n1 - f0 - f1, -p)) for p in grid)
+        return float((xlogy(f0 + f1, grid) + xlog1py(n0 + n1 - f0 - f1, -grid)).max())
 
     def mixture(n: int, f: int) -> float:
         return float(betaln(1 + f, 30 + n - f) - betaln(1, 30))
@@ -255,7 +256,7 @@ def broken_promises(promised: Sequence[str] = PROMISED, experiments: int = 20) -
         if truth.name not in promised:
             continue
         worse = truth.latency_ratio > 1.1 or truth.error_points > 0
-        outcome = simulate.simulate(truth, experiments, 1, None if worse else SHORTER)
+        outcome = simulate.simulate(truth, experiments if worse else 12, 1, None if worse else SHORTER)
         if outcome.rate < 0.95 if worse else outcome.rate > 0.05:
             broken.append(truth.name)
     return broken
@@ -300,7 +301,7 @@ def test_other_guards_would_not(
     where: type, name: str, mutant: Any, promise: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(where, name, mutant)
-    assert broken_promises([promise]) == [promise]
+    assert broken_promises([promise], 4) == [promise]
 
 
 def test_rates_have_wilsons_interval() -> None:
@@ -492,7 +493,10 @@ def test_what_is_asked_twice_changes_once(tmp_path: Path) -> None:
             artifact(tmp_path / "artifact", verdict="FAIL")
             assert await asked("promote") == (422, "running", 50, 0)
             artifact(tmp_path / "artifact")
-            assert await asked("promote") == (200, "running", 100, 1)
+            await asked("promote")
+            while router.rollout.state.status != "done":
+                await asyncio.sleep(0.01)
+            assert router.rollout.percent == 100
             assert await asked("rollback") == (200, "rolled back", 0, 1)
             assert await asked("rollback") == (200, "rolled back", 0, 0)
             assert await asked("promote") == (422, "rolled back", 0, 0)

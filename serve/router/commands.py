@@ -85,7 +85,7 @@ def add_commands(commands: Any) -> None:
     report.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     simulated = commands.add_parser("simulate", help="what the guards do to candidates whose truth is known")
-    simulated.add_argument("--experiments", type=int, default=500, metavar="N", help="each; default 500")
+    simulated.add_argument("--experiments", type=int, default=200, metavar="N", help="each; default 200")
     simulated.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     simulated.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
