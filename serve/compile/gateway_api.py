@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from engines.errors import UserError
-from serve.compile.refusals import refuse_all_but_routes
+from serve.compile.refusals import refuse, refuse_all_but_routes
 from serve.router.assignment import parts
 from serve.router.policy import Policy
 
