@@ -26,6 +26,7 @@ from tests.scripted_arm import (
     request,
     routing,
     scripted_arm,
+    whole,
 )
 from tests.test_router import log_lines, run
 
@@ -159,6 +160,37 @@ def test_pipelining_is_refused_after_the_first_answer(tmp_path: Path) -> None:
             assert answer.count(b"HTTP/1.1 ") == 2
             assert b"HTTP/1.1 400 " in answer
             assert [asked.body for asked in arm.asked] == [b"one"]
+
+    run(test())
+
+
+def test_a_request_that_comes_while_one_is_answered_is_refused(tmp_path: Path) -> None:
+    """Empty lines, which old clients send after a body, are not one."""
+
+    async def test() -> None:
+        go = asyncio.Event()
+
+        async def script(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await go.wait()
+            writer.write(whole(b"ok"))
+
+        async with scripted_arm(script) as arm, routing(tmp_path, policy_text(arm, more=LIMITS)) as router:
+            for more, answers in ((b"\r\n\r\n", 1), (b"\r\n" + GET + b"\r\n", 2)):
+                reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+                writer.write(request())
+                while not router.control.router.live.arms["a"].in_flight:
+                    await asyncio.sleep(0.01)
+                writer.write(more)
+                await writer.drain()
+                await ask(router.port, b"GET /health HTTP/1.1\r\nHost: r\r\n\r\n")  # until it has read that
+                go.set()
+                assert (await read_answer(reader)).body == b"ok"
+                if answers == 2:
+                    assert (await read_answer(reader)).status == 400
+                    assert await reader.read() == b""
+                writer.close()
+                go.clear()
+            assert len(arm.asked) == 2
 
     run(test())
 

@@ -48,7 +48,7 @@ class Client(asyncio.Protocol):
     def __init__(self, router: Router) -> None:
         self._router = router
         self._live: Live = router.live
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: httptools.HttpRequestParser | None = None  # only while a request comes: it is large
         self._transport: asyncio.Transport
         self._state = "idle"  # then head, then body until the answer is whole; or refused
         self._pipelined = False
@@ -70,11 +70,12 @@ class Client(asyncio.Protocol):
         peer = transport.get_extra_info("peername")  # None when it has left already
         self._address = peer[0].removeprefix("::ffff:") if peer else ""
         transport.set_write_buffer_limits(HIGH_WATER)
-        limits = self._live.policy.limits
+        limits, router = self._live.policy.limits, self._router
         self._due(limits.header_s)
-        if peer and len(self._router.watched) < limits.connections:
-            self._router.watched.add(self)
+        if peer and len(router.watched) < min(limits.connections, router.room):
+            router.watched.add(self)
         else:
+            router.metrics.turned_away += 1
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -83,10 +84,16 @@ class Client(asyncio.Protocol):
         if self._state == "idle":
             self._state = "head"
             self._overhead = 0
+            self._parser = httptools.HttpRequestParser(self)
             self._due(self._live.policy.limits.header_s)
         self._overhead += len(data)
         try:
-            self._parser.feed_data(data)
+            if self._parser:
+                self._parser.feed_data(data)
+            elif data.strip(b"\r\n"):  # empty lines after a request are ignored
+                self.on_message_begin()
+        except RefusedError as refused:
+            self._refuse(refused)
         except httptools.HttpParserError as error:
             cause = error.__context__ or RefusedError(400, f"not HTTP/1.1: {error}")
             if not isinstance(cause, RefusedError):
@@ -99,6 +106,7 @@ class Client(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._router.watched.discard(self)
         self._state = "refused"
+        self._parser = None  # it refers back
         if self._exchange:
             self._exchange.client_lost()
             self._exchange = None
@@ -135,6 +143,7 @@ class Client(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         live, parser, head = self._live, self._parser, self._head
+        assert parser
         assert head
         self._state = "body"
         self._size = 0
@@ -172,6 +181,7 @@ class Client(asyncio.Protocol):
             self._due(limits.stall_s)
 
     def on_message_complete(self) -> None:
+        self._parser = None
         if self._head and self._head.target in OWN:
             self._answer_own(self._head.target)
         elif self._head and self._body is not None:

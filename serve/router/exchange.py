@@ -133,10 +133,10 @@ class Exchange:
             self.lost(f"{self.waiting}_timeout")
         self.flush()
 
-    def _connect(self) -> None:
+    def _connect(self, fresh: bool = False) -> None:
         assert self.arm
         arm, request = self.arm, self.request
-        if arm.idle:
+        if arm.idle and not fresh:
             self.upstream = arm.idle.pop()
             self.upstream.reuse(self)
         else:
@@ -184,7 +184,7 @@ class Exchange:
             arm.breaker.failure()
             self._break_off(why)
         elif upstream.reused and why == "reset" and self.kept is not None:
-            self._connect()  # the arm was closing it while idle: nobody's failure
+            self._connect(fresh=True)  # the arm was closing it while idle: nobody's failure
         else:
             self._left_by(arm)
             if self.kept is None:
@@ -205,7 +205,7 @@ class Exchange:
         arm, request, record = self.arm, self.request, self.record
         assert arm
         self.answered = True
-        self.kept = None
+        self.kept, request.line, request.fields = None, b"", b""  # never sent again, and a stream may last
         record.status, record.served, record.digest = status, arm.name, arm.digest
         if status < 500:
             arm.breaker.success()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from serve.router.messages import HOP_BY_HOP, RefusedError, named_by_connection
 from serve.router.policy import Limits
@@ -15,7 +15,8 @@ HOST = re.compile(rb"[A-Za-z0-9._~:\[\]-]+")
 TARGET = re.compile(rb"/[!-~]*")
 
 
-class Request(NamedTuple):
+@dataclass(slots=True)
+class Request:
     """A head as it is passed on: `line`, the arm's host line, `fields`, which end it."""
 
     method: bytes

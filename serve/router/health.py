@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 
 from serve.router.arm import Arm
 from serve.router.policy import Health
 from serve.router.router import Router
+
+STILL_S = 0.5  # a time-out that comes so late says nothing of the arm
 
 
 async def check_forever(router: Router) -> None:
@@ -27,6 +30,7 @@ async def check_forever(router: Router) -> None:
 
 async def is_healthy(arm: Arm, health: Health) -> bool:
     """Whether the arm answers 200, in time, on a connection of its own."""
+    began = time.monotonic()
     request = b"GET %b HTTP/1.1\r\n%bconnection: close\r\n\r\n" % (health.path.encode(), arm.host_line)
     try:
         async with asyncio.timeout(health.timeout_s):
@@ -38,5 +42,7 @@ async def is_healthy(arm: Arm, health: Health) -> bool:
                 writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
-    except (OSError, TimeoutError, ValueError):
+    except TimeoutError:
+        return time.monotonic() - began > health.timeout_s + STILL_S  # the router stood still, not the arm
+    except (OSError, ValueError):
         return False

@@ -47,6 +47,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._arms: dict[tuple[str, bool], ArmMetrics] = {}
+        self.turned_away = 0  # connections
 
     def observe(self, record: Record) -> None:
         """A request has ended."""
@@ -117,6 +118,9 @@ class Metrics:
         yield f"router_policy_version {version}\n"
         yield "# HELP router_log_dropped_total Log lines lost.\n# TYPE router_log_dropped_total counter\n"
         yield f"router_log_dropped_total {dropped}\n"
+        yield "# HELP router_connections_refused_total Connections beyond limits.connections.\n"
+        yield "# TYPE router_connections_refused_total counter\n"
+        yield f"router_connections_refused_total {self.turned_away}\n"
 
 
 def _labels(arm: str, mirror: bool) -> str:

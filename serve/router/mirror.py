@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from serve.router.exchange import Exchange
 from serve.router.record import Record
@@ -63,7 +64,7 @@ def mirror(router: Router, original: Exchange, body: list[bytes]) -> None:
     record.assigned, record.reason, record.key = arm, "mirror", of.key
     record.request_model = of.request_model
     nobody = Nobody(router)
-    nobody.exchange = Exchange(nobody, live, record, original.request, [arm])
+    nobody.exchange = Exchange(nobody, live, record, replace(original.request), [arm])
     nobody.exchange.kept = list(body)
     nobody.exchange.sent = True
     nobody.exchange.start()

@@ -24,6 +24,7 @@ from serve.router.control import Control, open_router
 from serve.router.health import check_forever
 from serve.router.log import Log
 from serve.router.otlp import Exporter
+from serve.router.router import Router
 from serve.router.versions import Versions
 
 BACKLOG = 4096
@@ -59,7 +60,7 @@ class Running:
 def run(options: Options) -> None:
     """Serves until SIGTERM or SIGINT, then lets streams finish for `drain_s`. SIGHUP reads the file again."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two descriptors a stream
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two files a stream
     uvloop.run(_until_told(options))
 
 
@@ -81,6 +82,7 @@ async def _until_told(options: Options) -> None:
             f"http://{options.admin_host}:{running.admin_port}, "
             f"policy version {running.control.router.live.version}"
         )
+        _tell_room(running.control.router)
         await stop.wait()
 
 
@@ -97,6 +99,7 @@ async def serving(options: Options) -> AsyncIterator[Running]:
         closing.callback(log.close)
         versions = Versions(options.state)
         router = open_router(options.policy, versions, log, _tell)
+        router.room = _room()
         control = Control(router, versions)
         rollout = Driver(control, options.state, _tell)
         router.observers.append(rollout.observe)
@@ -122,6 +125,22 @@ async def serving(options: Options) -> AsyncIterator[Running]:
             await router.drain(options.drain_s)
             for task in tasks:
                 task.cancel()
+
+
+def _room() -> int:
+    """Clients that there are files for: two each, a tenth for all the rest. More would cost arms theirs."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft * 9 // 20
+
+
+def _tell_room(router: Router) -> None:
+    wanted = router.live.policy.limits.connections
+    if router.room < wanted:
+        _tell(
+            f"this process may open files for {router.room} clients at once, limits.connections is {wanted}: "
+            f"raise the limit on open files (ulimit -Hn, LimitNOFILE= in systemd) above {wanted * 20 // 9}, "
+            "or lower limits.connections"
+        )
 
 
 async def _reload(control: Control, file: Path) -> None:

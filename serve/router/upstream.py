@@ -12,6 +12,7 @@ from serve.router.messages import HOP_BY_HOP, named_by_connection
 
 HIGH_WATER = 65_536  # bytes that wait to be sent before the other side is asked to pause
 MAX_HEAD = 65_536
+MOST_IDLE = 256  # connections kept to an arm; a burst's others are closed
 
 
 class Pool(Protocol):
@@ -70,7 +71,7 @@ class Upstream(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
         self.reused = False
         self._expect()
-        self.connecting = asyncio.get_running_loop().create_task(self._connect())
+        self.connecting: asyncio.Task[None] | None = asyncio.get_running_loop().create_task(self._connect())
 
     def reuse(self, exchange: Asker) -> None:
         """Takes the next exchange."""
@@ -97,7 +98,8 @@ class Upstream(asyncio.Protocol):
     def close(self) -> None:
         """Drops the connection; the arm stops working on what it carried. The exchange hears nothing more."""
         self.exchange = None
-        self.connecting.cancel()
+        if self.connecting:
+            self.connecting.cancel()
         if self.transport:
             self.transport.abort()
 
@@ -125,7 +127,7 @@ class Upstream(asyncio.Protocol):
         if self.exchange is None:
             transport.abort()
             return
-        self.transport = transport
+        self.transport, self.connecting = transport, None
         transport.set_write_buffer_limits(HIGH_WATER)
         transport.writelines(self.unsent)
         self.unsent.clear()
@@ -151,6 +153,7 @@ class Upstream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         exchange = self.exchange
         self._drop()
+        del self.parser  # it refers back
         if exchange and self.headed and self.until_close and not error:
             self.exchange = None
             exchange.answer_end()
@@ -216,7 +219,7 @@ class Upstream(asyncio.Protocol):
     def _finish(self) -> None:
         exchange, self.exchange = self.exchange, None
         assert exchange
-        if self.keep and not self.spoiled and exchange.sent:
+        if self.keep and not self.spoiled and exchange.sent and len(self.arm.idle) < MOST_IDLE:
             self.arm.idle.append(self)
         else:
             self._drop()
