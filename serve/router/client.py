@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import cast
 
 import httptools
@@ -43,12 +44,14 @@ class Client(asyncio.Protocol):
         "_state",
         "_transport",
         "deadline",
+        "on_header",
     )
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self._live: Live = router.live
         self._parser: httptools.HttpRequestParser | None = None  # only while a request comes: it is large
+        self.on_header: Callable[[bytes, bytes], None] | None = None
         self._transport: asyncio.Transport
         self._state = "idle"  # then head, then body until the answer is whole; or refused
         self._pipelined = False
@@ -82,10 +85,7 @@ class Client(asyncio.Protocol):
         if self._state == "refused":
             return
         if self._state == "idle":
-            self._state = "head"
-            self._overhead = 0
-            self._parser = httptools.HttpRequestParser(self)
-            self._due(self._live.policy.limits.header_s)
+            self._begin_head()
         self._overhead += len(data)
         try:
             if self._parser:
@@ -106,7 +106,7 @@ class Client(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._router.watched.discard(self)
         self._state = "refused"
-        self._parser = None  # it refers back
+        self._parser = self.on_header = None  # it refers back
         if self._exchange:
             self._exchange.client_lost()
             self._exchange = None
@@ -122,6 +122,15 @@ class Client(asyncio.Protocol):
         if self._exchange:
             self._exchange.client_ready()
 
+    def _begin_head(self) -> None:
+        self._state = "head"
+        self._overhead = 0
+        self._live = self._router.live
+        self._head = head = Head(self._live.noted)
+        self.on_header = head.add  # straight there: no other is called as often
+        self._parser = httptools.HttpRequestParser(self)
+        self._due(self._live.policy.limits.header_s)
+
     # httptools
 
     def on_message_begin(self) -> None:
@@ -130,16 +139,10 @@ class Client(asyncio.Protocol):
             raise RefusedError(
                 400, "a request came before the answer to the one before; pipelining is refused"
             )
-        self._live = self._router.live
-        self._head = Head(self._live.noted)
 
     def on_url(self, target: bytes) -> None:
         assert self._head
         self._head.target += target
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._state == "head" and self._head:  # what follows a body are trailers
-            self._head.add(name, value)
 
     def on_headers_complete(self) -> None:
         live, parser, head = self._live, self._parser, self._head
@@ -181,7 +184,7 @@ class Client(asyncio.Protocol):
             self._due(limits.stall_s)
 
     def on_message_complete(self) -> None:
-        self._parser = None
+        self._parser = self.on_header = None
         if self._head and self._head.target in OWN:
             self._answer_own(self._head.target)
         elif self._head and self._body is not None:

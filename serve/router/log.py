@@ -90,36 +90,52 @@ class Log:
 def line(record: Record, offset: float) -> dict[str, Any]:
     """A record under its public names, without what is not known. `offset` makes its times Unix time."""
     started = record.started + offset
-    path, _, _ = record.target.partition(b"?")
-    fields = {
-        "timestamp": f"{_second(int(started))}.{int(started % 1 * 1000):03d}Z",
+    second = int(started)
+    fields: dict[str, Any] = {
+        "timestamp": f"{_second(second)}.{int((started - second) * 1000):03d}Z",
         "client.address": record.address,
-        "http.request.method": record.method.decode("latin-1") or None,
-        "url.path": path.decode("latin-1") or None,
         "http.response.status_code": record.status,
-        "error.type": record.error,
         "feature_flag.key": record.experiment,
-        "feature_flag.result.variant": record.assigned,
-        "feature_flag.result.reason": record.reason,
-        "feature_flag.context.id": pseudonym(record.key, record.experiment) if record.key else None,
         "feature_flag.version": str(record.version),
-        "gen_ai.request.model": _text(record.request_model),
-        "gen_ai.response.model": _text(record.response_model),
-        "gen_ai.response.id": _text(record.response_id),
-        "gen_ai.response.finish_reasons": [_text(record.finish_reason)] if record.finish_reason else None,
-        "gen_ai.response.time_to_first_chunk": _round(record.ttft),
-        "gen_ai.usage.input_tokens": record.input_tokens,
-        "gen_ai.usage.output_tokens": record.output_tokens,
-        "ab.arm": record.served,
-        "ab.artifact_digest": record.digest,
         "ab.attempts": record.attempts,
-        "ab.fallback": record.fallback,
-        "ab.mirror": record.mirror or None,
-        "ab.ttft_ms": _milliseconds(record.ttft),
-        "ab.itl_ms": _milliseconds(record.itl),
         "ab.e2e_latency_ms": _milliseconds(record.e2e),
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    if record.method:
+        fields["http.request.method"] = record.method.decode("latin-1")
+        fields["url.path"] = record.target.partition(b"?")[0].decode("latin-1")
+    if record.assigned:
+        fields["feature_flag.result.variant"] = record.assigned
+        fields["feature_flag.result.reason"] = record.reason
+    if record.key:
+        fields["feature_flag.context.id"] = pseudonym(record.key, record.experiment)
+    if record.served:
+        fields["ab.arm"] = record.served
+    if record.digest:
+        fields["ab.artifact_digest"] = record.digest
+    if record.error:
+        fields["error.type"] = record.error
+    if record.fallback:
+        fields["ab.fallback"] = record.fallback
+    if record.mirror:
+        fields["ab.mirror"] = True
+    if record.request_model:
+        fields["gen_ai.request.model"] = _text(record.request_model)
+    if record.response_model:
+        fields["gen_ai.response.model"] = _text(record.response_model)
+    if record.response_id:
+        fields["gen_ai.response.id"] = _text(record.response_id)
+    if record.finish_reason:
+        fields["gen_ai.response.finish_reasons"] = [_text(record.finish_reason)]
+    if record.output_tokens is not None:
+        fields["gen_ai.usage.output_tokens"] = record.output_tokens
+    if record.input_tokens is not None:
+        fields["gen_ai.usage.input_tokens"] = record.input_tokens
+    if (ttft := record.ttft) is not None:
+        fields["ab.ttft_ms"] = milliseconds = _milliseconds(ttft)
+        fields["gen_ai.response.time_to_first_chunk"] = milliseconds / 1000
+    if (itl := record.itl) is not None:
+        fields["ab.itl_ms"] = _milliseconds(itl)
+    return fields
 
 
 @lru_cache(maxsize=16)
@@ -133,13 +149,9 @@ def pseudonym(key: bytes, experiment: str) -> str:
     return blake2b(key, digest_size=12, key=experiment.encode()).hexdigest()
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace")
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
 
 
-def _round(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
+def _milliseconds(seconds: float) -> float:
+    return int(seconds * 1e6) / 1000  # round() would take ten times as long

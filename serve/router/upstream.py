@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import httptools
 
 from serve.router.head import Request
-from serve.router.messages import HOP_BY_HOP, named_by_connection
+from serve.router.messages import named_by_connection
 
 HIGH_WATER = 65_536  # bytes that wait to be sent before the other side is asked to pause
 MAX_HEAD = 65_536
@@ -16,11 +16,11 @@ MOST_IDLE = 256  # connections kept to an arm; a burst's others are closed
 
 
 class Pool(Protocol):
-    """An arm: where it is, its idle connections, and the headers it may not set itself."""
+    """An arm: where it is, its idle connections, and the headers of its answers that are not passed on."""
 
     host: str
     port: int
-    told: frozenset[bytes]
+    dropped: frozenset[bytes]
     idle: list[Upstream]
 
 
@@ -187,14 +187,14 @@ class Upstream(asyncio.Protocol):
         if self.exchange is None or self.spoiled or status < 200:
             return
         self.headed = True
-        drop = HOP_BY_HOP | self.arm.told
+        drop = self.arm.dropped
         found: dict[bytes, bytes] = {}
         for lower, _, value in self.fields:
             if lower == b"connection":
                 drop = drop | named_by_connection(value)
             elif lower in (b"content-length", b"content-type", b"transfer-encoding"):
                 found[lower] = value
-        lines = [b"%b: %b\r\n" % (name, value) for lower, name, value in self.fields if lower not in drop]
+        lines = [name + b": " + value + b"\r\n" for lower, name, value in self.fields if lower not in drop]
         self.fields = []
         chunked = b"transfer-encoding" in found
         length = None if chunked else found.get(b"content-length")
