@@ -54,7 +54,7 @@ def parse_policy(text: str, name: str = "policy") -> Policy:
 
 
 def _check_shape(text: str, name: str) -> None:
-    """Refuses what a short text makes gigabytes or minutes of: aliases, and lists within lists without end."""
+    """Refuses what a short text makes gigabytes or minutes of: aliases, and lists in lists without end."""
     depth = 0
     for event in yaml.parse(text, Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
