@@ -9,7 +9,6 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -207,35 +206,11 @@ def load(options: Namespace) -> int:
 
 def router(options: Namespace) -> int:
     """A row for each proxy, ratios to nginx; how soon rollbacks took effect."""
-    from bench.router import rollback, run
+    from bench.router.comparison import compare
 
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    names = ["router", *options.peers]
-    found = run.measure(names, options.requests, options.streams, options.rounds, options.work, tell)
-    rows = run.table(found)
-    heads = ("CPU us a request", "x nginx", "added p50 us", "x nginx", "bytes a held stream", "streams lost")
-    shown = Table("", *heads, box=None, header_style="bold")
-    for row in rows:
-        ratios = [_interval(row[ratio]) for ratio in ("cpu_ratio", "p50_ratio")]
-        cpu, p50, held = (str(row[name]) for name in ("cpu_us", "added_p50_us", "stream_bytes"))
-        shown.add_row(row["name"], cpu, ratios[0], p50, ratios[1], held, str(row["streams_lost"]))
-    result = {"requests": options.requests, "streams": options.streams, "rows": rows}
-    if options.rollbacks:
-        took = rollback.measure(options.rollbacks, rollback.STREAMS, options.work / "rollback")
-        result["rollback"] = asdict(took)
-        for name, times in (("POST", took.post_ms), ("command", took.command_ms)):
-            print(
-                f"rollback by {name}: {median(times):.1f} ms until an answer by the baseline (longest "
-                f"{max(times):.1f} of {len(times)}), {took.streams_lost} of {took.streams} streams lost"
-            )
+    shown, result = compare(options)
     _show(shown, result, options)
     return 0
-
-
-def _interval(found: dict[str, float] | None) -> str:
-    return f"{found['estimate']} ({found['low']} to {found['high']})" if found else "-"
 
 
 def micro(options: Namespace) -> int:
