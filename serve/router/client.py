@@ -76,7 +76,7 @@ class Client(asyncio.Protocol):
         limits, router = self._live.policy.limits, self._router
         self._due(limits.header_s)
         if peer and len(router.watched) < min(limits.connections, router.room):
-            router.watched.add(self)
+            router.watched[self] = None
         else:
             router.metrics.turned_away += 1
             transport.abort()
@@ -104,7 +104,7 @@ class Client(asyncio.Protocol):
                 self._refuse(RefusedError(431, "the request's head is too large"))
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._router.watched.discard(self)
+        self._router.watched.pop(self, None)
         self._state = "refused"
         self._parser = self.on_header = None  # it refers back
         if self._exchange:
@@ -209,7 +209,7 @@ class Client(asyncio.Protocol):
             raise RefusedError(400, str(error)) from None
         self._head = self._request = self._record = None
         record.assigned, record.reason, record.key = assignment
-        self._exchange = Exchange(self, live, record, request, live.turns(assignment.arm))
+        self._exchange = Exchange(self, live, record, request, live.turns[assignment.arm])
         self._exchange.start()
 
     def _answer_own(self, target: bytes) -> None:

@@ -37,7 +37,7 @@ class Router:
         self.observers: list[Callable[[Record], None]] = [self.metrics.observe, log.write]
         self.closing = False
         self.room = sys.maxsize  # for clients, whatever the policy says
-        self.watched: set[Watched] = set()
+        self.watched: dict[Watched, None] = {}  # a set of thousands would take four times the memory
         self.live: Live = go_live(policy, version, self.observe)
 
     def prepare(self, policy: Policy, version: int) -> Live:

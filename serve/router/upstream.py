@@ -35,7 +35,7 @@ class Asker(Protocol):
     def relieved(self) -> None: ...
     def lost(self, why: str) -> None: ...
     def answer_head(
-        self, status: int, reason: bytes, lines: list[bytes], length: bytes | None, event_stream: bool
+        self, status: int, lines: list[bytes], length: bytes | None, event_stream: bool
     ) -> None: ...
     def answer_body(self, data: bytes) -> None: ...
     def answer_end(self) -> None: ...
@@ -55,7 +55,6 @@ class Upstream(asyncio.Protocol):
         "headed",
         "keep",
         "parser",
-        "reason",
         "reused",
         "spoiled",
         "transport",
@@ -67,7 +66,7 @@ class Upstream(asyncio.Protocol):
         self.arm = arm
         self.exchange: Asker | None = exchange
         self.transport: asyncio.Transport | None = None
-        self.unsent: list[bytes] = []
+        self.unsent: list[bytes] | None = []  # until the connection stands
         self.parser = httptools.HttpResponseParser(self)
         self.reused = False
         self._expect()
@@ -81,10 +80,10 @@ class Upstream(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Sends now, or as soon as the connection stands."""
-        if self.transport:
-            self.transport.write(data)
-        else:
+        if self.unsent is not None:
             self.unsent.append(data)
+        elif self.transport:
+            self.transport.write(data)
 
     def pause(self) -> None:
         """The client does not keep up."""
@@ -105,7 +104,6 @@ class Upstream(asyncio.Protocol):
 
     def _expect(self) -> None:
         self.fields: list[tuple[bytes, bytes, bytes]] = []  # name in lower case, name, value
-        self.reason = b""
         self.complete = False
         self.head_bytes = 0
         self.headed = False
@@ -129,8 +127,8 @@ class Upstream(asyncio.Protocol):
             return
         self.transport, self.connecting = transport, None
         transport.set_write_buffer_limits(HIGH_WATER)
-        transport.writelines(self.unsent)
-        self.unsent.clear()
+        transport.write(b"".join(self.unsent or ()))
+        self.unsent = None
         self.exchange.connected()
 
     def data_received(self, data: bytes) -> None:
@@ -175,9 +173,6 @@ class Upstream(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self.spoiled = self.complete  # more than was asked for
 
-    def on_status(self, reason: bytes) -> None:
-        self.reason += reason
-
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.headed:  # what follows a body are trailers
             self.fields.append((name.lower(), name, value))
@@ -200,7 +195,7 @@ class Upstream(asyncio.Protocol):
         length = None if chunked else found.get(b"content-length")
         self.until_close = length is None and not chunked
         event_stream = found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
-        self.exchange.answer_head(status, self.reason, lines, length, event_stream)
+        self.exchange.answer_head(status, lines, length, event_stream)
         if self.exchange.request.method == b"HEAD":
             self.complete = self.spoiled = True  # no body follows, which the parser cannot know
 
@@ -213,8 +208,7 @@ class Upstream(asyncio.Protocol):
             self.complete = True
             self.keep = self.parser.should_keep_alive()  # asked later, it has forgotten
         else:  # an informational answer; the real one follows
-            self.fields = []
-            self.reason = b""
+            self.fields.clear()
 
     def _finish(self) -> None:
         exchange, self.exchange = self.exchange, None
