@@ -138,7 +138,9 @@ async def reload(process: asyncio.subprocess.Process, file: Path, text: str) -> 
     new.replace(file)
     process.send_signal(signal.SIGHUP)
     assert process.stderr
-    return (await process.stderr.readline()).decode()
+    while b"policy" not in (line := await process.stderr.readline()):
+        assert line, "the router has ended"  # others tell of arms, and of the log
+    return line.decode()
 
 
 async def outlive(folder: Path, log: Path) -> None:

@@ -64,9 +64,9 @@ def add_commands(commands: Any) -> None:
 
 def _add_router_options(router: argparse.ArgumentParser) -> None:
     router.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
-    router.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
+    router.add_argument("--port", type=_port, default=8080, metavar="N", help="of the traffic; default 8080")
     router.add_argument("--admin-host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
-    router.add_argument("--admin-port", type=int, default=8090, metavar="N", help="default 8090")
+    router.add_argument("--admin-port", type=_port, default=8090, metavar="N", help="default 8090")
     router.add_argument(
         "--admin-token-file", type=Path, metavar="FILE", help="default STATE/admin-token, made when missing"
     )
@@ -83,6 +83,12 @@ def _add_router_options(router: argparse.ArgumentParser) -> None:
     router.add_argument(
         "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
     )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a port: 0 (any free one) to 65535")
+    return int(text)
 
 
 def route(options: argparse.Namespace) -> None:

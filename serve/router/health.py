@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from serve.router.arm import Arm
 from serve.router.policy import Health
@@ -14,8 +15,8 @@ from serve.router.router import Router
 STILL_S = 0.5  # a time-out that comes so late says nothing of the arm
 
 
-async def check_forever(router: Router) -> None:
-    """Asks every arm of the policy in force, again and again, all at once."""
+async def check_forever(router: Router, tell: Callable[[str], None]) -> None:
+    """Asks every arm of the policy in force, again and again, all at once; tells of changes."""
     failures: Counter[Arm] = Counter()
     while True:
         health = router.live.policy.health
@@ -23,9 +24,20 @@ async def check_forever(router: Router) -> None:
         answers = await asyncio.gather(*(is_healthy(arm, health) for arm in arms))
         for arm, good in zip(arms, answers, strict=True):
             failures[arm] = 0 if good else failures[arm] + 1
-            arm.healthy = failures[arm] < health.failures
+            if arm.healthy != (failures[arm] < health.failures):
+                arm.healthy = not arm.healthy
+                tell(_change(arm, health))
         failures = Counter({arm: failures[arm] for arm in arms})
         await asyncio.sleep(health.interval_s)
+
+
+def _change(arm: Arm, health: Health) -> str:
+    if arm.healthy:
+        return f"arm {arm.name} is healthy again"
+    return (
+        f"arm {arm.name} gets no requests: {arm.config.url}{health.path} did not answer 200 in "
+        f"{health.timeout_s:g} s, {health.failures} times in a row"
+    )
 
 
 async def is_healthy(arm: Arm, health: Health) -> bool:

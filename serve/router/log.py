@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from engines.errors import UserError
 from serve.router.record import Record
 
 FLUSH_S = 0.2
@@ -37,6 +38,9 @@ class Log:
         self._offset = time.time() - time.monotonic()
         self._waiting: deque[bytes] = deque()  # appended to by one thread, taken from by the other
         self._stopping = threading.Event()
+        self._failing = False
+        if path:
+            _try(path)
         self._thread = threading.Thread(target=self._run, name="router-log", daemon=True)
         self._thread.start()
 
@@ -67,8 +71,15 @@ class Log:
                 sys.stdout.buffer.flush()
             if self._path:
                 self._append(self._path, lines)
-        except OSError:
+        except OSError as error:
             self.dropped += len(lines)
+            if not self._failing:
+                _tell(f"the log cannot be written: {error.strerror}; lines are lost, requests are not")
+            self._failing = True
+        else:
+            if self._failing:
+                _tell(f"the log is written again; {self.dropped} lines were lost since the start")
+            self._failing = False
 
     def _append(self, path: Path, lines: list[bytes]) -> None:
         if path.is_file() and path.stat().st_size >= self._rotate_bytes:
@@ -85,6 +96,17 @@ class Log:
             except OSError:
                 file.truncate(end)  # half a line would spoil the next one
                 raise
+
+
+def _try(path: Path) -> None:
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise UserError(f"the log {path} cannot be opened: {error.strerror}") from None
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def line(record: Record, offset: float) -> dict[str, Any]:

@@ -90,14 +90,13 @@ async def _until_told(options: Options) -> None:
 async def serving(options: Options) -> AsyncIterator[Running]:
     """A router with both ports open; at the end it takes no more and drains."""
     loop = asyncio.get_running_loop()
-    token = _token(options.admin_token_file)
+    versions, token = Versions(options.state), _token(options.admin_token_file)
     with ExitStack() as closing:
         exporter = Exporter(options.otlp) if options.otlp else None
         if exporter:
             closing.callback(exporter.close)
         log = Log(options.log, stdout=options.log_stdout)
         closing.callback(log.close)
-        versions = Versions(options.state)
         router = open_router(options.policy, versions, log, _tell)
         router.room = _room()
         control = Control(router, versions)
@@ -113,7 +112,7 @@ async def serving(options: Options) -> AsyncIterator[Running]:
             Admin(control, rollout, token), options.admin_host, options.admin_port
         )
         closing.callback(admin.close)
-        forever = (router.sweep(), check_forever(router), rollout.watch())
+        forever = (router.sweep(), check_forever(router, _tell), rollout.watch())
         tasks = [loop.create_task(work) for work in forever]
         try:
             yield Running(

@@ -36,7 +36,10 @@ class Versions:
     def __init__(self, folder: Path) -> None:
         self._policies = folder / "policies"
         self._audit = folder / "audit.jsonl"
-        self._policies.mkdir(parents=True, exist_ok=True)
+        try:
+            self._policies.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{folder} is a file: expected a folder for the router's state") from None
         self.changes = self._read()
 
     @property
