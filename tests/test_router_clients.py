@@ -30,7 +30,10 @@ from tests.scripted_arm import (
 )
 from tests.test_router import log_lines, run
 
-LIMITS = "limits: {header_bytes: 4096, body_bytes: 100000, header_s: 0.5, stall_s: 0.5, keepalive_s: 1, connections: 50}\n"
+LIMITS = (
+    "limits: {header_bytes: 4096, body_bytes: 100000, header_s: 0.5, stall_s: 0.5, keepalive_s: 1, "
+    "connections: 50}\n"
+)
 POST = b"POST / HTTP/1.1\r\nHost: r\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: r\r\n"
 
