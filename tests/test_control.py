@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from engines.errors import UserError
 from serve.__main__ import main
 from serve.router.control import open_router
+from serve.router.disk import write_whole
 from serve.router.log import Log
 from serve.router.record import Record
 from serve.router.versions import Versions, read_texts
@@ -200,3 +203,19 @@ def test_an_outage_of_the_log_is_told_once(tmp_path: Path, capsys: pytest.Captur
         "the log cannot be written: No space left on device",
         "the log is written again",
     ]
+
+
+def test_a_disk_without_room_keeps_no_half_lines(tmp_path: Path) -> None:
+    """The limit on a file's size stands for a full disk: the last write has room for a part only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        write_whole(tmp_path / "lines", b"a" * 599 + b"\n", "ab")
+        with pytest.raises(OSError, match="No space left"):
+            write_whole(tmp_path / "lines", b"b" * 599 + b"\n", "ab")
+        write_whole(tmp_path / "lines", b"c\n", "ab")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert (tmp_path / "lines").read_bytes() == b"a" * 599 + b"\nc\n"

@@ -102,6 +102,8 @@ class Client(asyncio.Protocol):
         else:
             if self._overhead > self._live.policy.limits.header_bytes:
                 self._refuse(RefusedError(431, "the request's head is too large"))
+        if self._exchange:
+            self._exchange.forward()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._router.watched.pop(self, None)

@@ -104,6 +104,11 @@ class Exchange:
         if self.waiting == "body":
             self._wait_on()
 
+    def forward(self) -> None:
+        """Sends on what has gathered of the request: its head and what came with it go together."""
+        if self.upstream:
+            self.upstream.forward()
+
     def client_lost(self, status: int = 499) -> None:
         """The client left, or broke the rules: closing the arm's connection tells it to stop."""
         if self.upstream:
@@ -197,6 +202,7 @@ class Exchange:
             else:
                 self._next_arm(why)
                 self.start()
+        self.forward()
 
     # The answer, as it comes from the arm.
 

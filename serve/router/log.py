@@ -18,6 +18,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from engines.errors import UserError
+from serve.router.disk import write_whole
 from serve.router.record import Record
 
 FLUSH_S = 0.2
@@ -88,14 +89,7 @@ class Log:
                 if older.is_file():
                     older.replace(path.with_name(f"{path.name}.{number + 1}"))
             path.replace(path.with_name(f"{path.name}.1"))
-        with path.open("ab") as file:
-            end = file.tell()
-            try:
-                file.write(b"".join(lines))
-                file.flush()
-            except OSError:
-                file.truncate(end)  # half a line would spoil the next one
-                raise
+        write_whole(path, b"".join(lines), "ab", durable=False)
 
 
 def _try(path: Path) -> None:

@@ -68,3 +68,4 @@ def mirror(router: Router, original: Exchange, body: list[bytes]) -> None:
     nobody.exchange.kept = list(body)
     nobody.exchange.sent = True
     nobody.exchange.start()
+    nobody.exchange.forward()

@@ -66,7 +66,7 @@ class Upstream(asyncio.Protocol):
         self.arm = arm
         self.exchange: Asker | None = exchange
         self.transport: asyncio.Transport | None = None
-        self.unsent: list[bytes] | None = []  # until the connection stands
+        self.unsent: list[bytes] = []
         self.parser = httptools.HttpResponseParser(self)
         self.reused = False
         self._expect()
@@ -79,11 +79,14 @@ class Upstream(asyncio.Protocol):
         self._expect()
 
     def send(self, data: bytes) -> None:
+        """Takes a piece of the request; `forward` sends what has gathered in one write."""
+        self.unsent.append(data)
+
+    def forward(self) -> None:
         """Sends now, or as soon as the connection stands."""
-        if self.unsent is not None:
-            self.unsent.append(data)
-        elif self.transport:
-            self.transport.write(data)
+        if self.transport and self.unsent:
+            self.transport.write(b"".join(self.unsent))
+            self.unsent.clear()
 
     def pause(self) -> None:
         """The client does not keep up."""
@@ -127,8 +130,7 @@ class Upstream(asyncio.Protocol):
             return
         self.transport, self.connecting = transport, None
         transport.set_write_buffer_limits(HIGH_WATER)
-        transport.write(b"".join(self.unsent or ()))
-        self.unsent = None
+        self.forward()
         self.exchange.connected()
 
     def data_received(self, data: bytes) -> None:
