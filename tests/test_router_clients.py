@@ -272,6 +272,8 @@ def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
             with suppress(ConnectionResetError):
                 assert await reader.read() == b""
+            text = router.control.router.metrics.text({}, 1, 0)
+            assert 'router_errors_total{arm="",mirror="false",type="too_many_connections"} 1' in text
             for _, other in (*held, (reader, writer)):
                 other.close()
 

@@ -78,7 +78,7 @@ class Client(asyncio.Protocol):
         if peer and len(router.watched) < min(limits.connections, router.room):
             router.watched[self] = None
         else:
-            router.metrics.turned_away += 1
+            router.metrics.turned_away()
             transport.abort()
 
     def data_received(self, data: bytes) -> None:

@@ -47,12 +47,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self._arms: dict[tuple[str, bool], ArmMetrics] = {}
-        self.turned_away = 0  # connections
 
     def observe(self, record: Record) -> None:
         """A request has ended."""
         place = (record.assigned or "", record.mirror)
-        arm = self._arms.get(place) or self._arms.setdefault(place, ArmMetrics())
+        arm = self._of(place)
         arm.requests[record.status] += 1
         if record.error:
             arm.errors[record.error] += 1
@@ -69,6 +68,13 @@ class Metrics:
                 arm.ttft.observe(ttft)
             if (itl := record.itl) is not None:
                 arm.itl.observe(itl)
+
+    def turned_away(self) -> None:
+        """A connection beyond the limit was closed, before it said whose it is."""
+        self._of(("", False)).errors["too_many_connections"] += 1
+
+    def _of(self, place: tuple[str, bool]) -> ArmMetrics:
+        return self._arms.get(place) or self._arms.setdefault(place, ArmMetrics())
 
     def totals(self, arm: str) -> dict[str, int]:
         """Requests assigned to an arm since the start, and those of them it failed."""
@@ -118,9 +124,6 @@ class Metrics:
         yield f"router_policy_version {version}\n"
         yield "# HELP router_log_dropped_total Log lines lost.\n# TYPE router_log_dropped_total counter\n"
         yield f"router_log_dropped_total {dropped}\n"
-        yield "# HELP router_connections_refused_total Connections beyond limits.connections.\n"
-        yield "# TYPE router_connections_refused_total counter\n"
-        yield f"router_connections_refused_total {self.turned_away}\n"
 
 
 def _labels(arm: str, mirror: bool) -> str:
