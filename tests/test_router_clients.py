@@ -245,6 +245,23 @@ def test_a_slow_head_is_not_kept_alive_by_drops(tmp_path: Path) -> None:
     run(test())
 
 
+def test_a_slow_head_is_refused_on_a_kept_connection_too(tmp_path: Path) -> None:
+    async def test() -> None:
+        limits = LIMITS.replace("keepalive_s: 1,", "keepalive_s: 1000,")
+        async with (
+            scripted_arm(answers(b"ok")) as arm,
+            routing(tmp_path, policy_text(arm, more=limits)) as router,
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+            writer.write(request())
+            assert (await read_answer(reader)).status == 200
+            writer.write(b"GET / HT")
+            assert (await read_answer(reader)).status == 408
+            writer.close()
+
+    run(test())
+
+
 def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
     async def test() -> None:
         async def script(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
