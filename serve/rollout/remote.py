@@ -20,6 +20,8 @@ def ask(admin: str, token_file: Path, action: str, to: float | None = None) -> A
         raise UserError(
             f"no token {token_file}: expected the router's; name it by --admin-token-file"
         ) from None
+    if len(token.split()) != 1:
+        raise UserError(f"{token_file} holds no token: expected one word, as the router wrote it")
     path, method = ("/rollout", "GET") if action == "status" else (f"/rollout/{action}", "POST")
     try:
         request = urllib.request.Request(

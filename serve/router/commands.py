@@ -13,37 +13,14 @@ CLUSTERS = ("kubernetes", "kserve")
 
 
 def add_commands(commands: Any) -> None:
-    """Adds router, compile and schema to `python -m serve`."""
+    """Adds router, up, compile, rollout, report, simulate and schema to `python -m serve`."""
     router = commands.add_parser("router", help="share requests among arms, as a policy says")
     router.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
-    router.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
-    router.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
-    router.add_argument("--admin-host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
-    router.add_argument("--admin-port", type=int, default=8090, metavar="N", help="default 8090")
-    router.add_argument(
-        "--admin-token-file", type=Path, metavar="FILE", help="default STATE/admin-token, made when missing"
-    )
-    router.add_argument(
-        "--state",
-        type=Path,
-        default=Path("router-state"),
-        metavar="DIR",
-        help="keeps versions and the audit log; default router-state",
-    )
-    router.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request, rotated by size")
-    router.add_argument("--log-stdout", action="store_true", help="the same lines on stdout")
-    router.add_argument("--otlp", metavar="URL", help="the same lines to a collector, http://HOST:4318")
-    router.add_argument(
-        "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
-    )
+    _add_router_options(router)
 
     together = commands.add_parser("up", help="start the arms of a policy, and its router")
     together.add_argument("policy", type=Path, metavar="POLICY", help="YAML file; its arms have artifacts")
-    together.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
-    together.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
-    together.add_argument(
-        "--state", type=Path, default=Path("router-state"), metavar="DIR", help="default router-state"
-    )
+    _add_router_options(together)
 
     compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
     compiled.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
@@ -90,6 +67,35 @@ def add_commands(commands: Any) -> None:
     simulated.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     commands.add_parser("schema", help="the JSON Schema of policies")
+
+
+def _add_router_options(router: argparse.ArgumentParser) -> None:
+    router.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    router.add_argument("--port", type=_port, default=8080, metavar="N", help="of the traffic; default 8080")
+    router.add_argument("--admin-host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    router.add_argument("--admin-port", type=_port, default=8090, metavar="N", help="default 8090")
+    router.add_argument(
+        "--admin-token-file", type=Path, metavar="FILE", help="default STATE/admin-token, made when missing"
+    )
+    router.add_argument(
+        "--state",
+        type=Path,
+        default=Path("router-state"),
+        metavar="DIR",
+        help="keeps versions and the audit log; default router-state",
+    )
+    router.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request, rotated by size")
+    router.add_argument("--log-stdout", action="store_true", help="the same lines on stdout")
+    router.add_argument("--otlp", metavar="URL", help="the same lines to a collector, http://HOST:4318")
+    router.add_argument(
+        "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a port: 0 (any free one) to 65535")
+    return int(text)
 
 
 def route(options: argparse.Namespace) -> None:
@@ -209,3 +215,14 @@ def schema(options: argparse.Namespace) -> None:
     from serve.router.reading import schema
 
     sys.stdout.write(schema())
+
+
+COMMANDS = {
+    "router": route,
+    "up": up,
+    "compile": compile_,
+    "rollout": rollout,
+    "report": report,
+    "simulate": simulate,
+    "schema": schema,
+}

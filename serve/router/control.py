@@ -66,7 +66,8 @@ def open_router(file: Path, versions: Versions, log: Log, warn: Callable[[str], 
             versions.put(text, "file", "file")
             return router
     except (OSError, UnicodeDecodeError, UserError) as error:
-        told = str(error) if isinstance(error, UserError) else f"cannot read {file}: {error}"
+        why = error.strerror if isinstance(error, OSError) else error
+        told = str(error) if isinstance(error, UserError) else f"cannot read {file}: {why}"
         if last is None:
             raise UserError(told) from None
         warn(f"{told}; version {last.version} stays in force")

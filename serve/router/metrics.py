@@ -51,7 +51,7 @@ class Metrics:
     def observe(self, record: Record) -> None:
         """A request has ended."""
         place = (record.assigned or "", record.mirror)
-        arm = self._arms.get(place) or self._arms.setdefault(place, ArmMetrics())
+        arm = self._of(place)
         arm.requests[record.status] += 1
         if record.error:
             arm.errors[record.error] += 1
@@ -68,6 +68,13 @@ class Metrics:
                 arm.ttft.observe(ttft)
             if (itl := record.itl) is not None:
                 arm.itl.observe(itl)
+
+    def turned_away(self) -> None:
+        """A connection beyond the limit was closed, before it said whose it is."""
+        self._of(("", False)).errors["too_many_connections"] += 1
+
+    def _of(self, place: tuple[str, bool]) -> ArmMetrics:
+        return self._arms.get(place) or self._arms.setdefault(place, ArmMetrics())
 
     def totals(self, arm: str) -> dict[str, int]:
         """Requests assigned to an arm since the start, those of them it failed, and their tokens."""

@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from engines.errors import UserError
+from serve.router.disk import write_whole
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Versions:
     def __init__(self, folder: Path) -> None:
         self._policies = folder / "policies"
         self._audit = folder / "audit.jsonl"
-        self._policies.mkdir(parents=True, exist_ok=True)
+        try:
+            self._policies.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{folder} is a file: expected a folder for the router's state") from None
         self.changes = self._read()
 
     @property
@@ -66,7 +70,7 @@ class Versions:
         """Keeps a new text as the next version. Returns when it is on disk."""
         version = len(self.changes) + 1
         temporary = self._file(version).with_suffix(".new")
-        _write(temporary, text.encode(), "wb")
+        write_whole(temporary, text.encode(), "wb")
         temporary.replace(self._file(version))
         return self._append(version, version, action, by, text, rollout)
 
@@ -80,7 +84,7 @@ class Versions:
     ) -> Change:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         change = Change(version, content, action, by, sha256(text.encode()).hexdigest(), now, rollout)
-        _write(self._audit, json.dumps(asdict(change)).encode() + b"\n", "ab")
+        write_whole(self._audit, json.dumps(asdict(change)).encode() + b"\n", "ab")
         self.changes.append(change)
         return change
 
@@ -108,14 +112,3 @@ def read_texts(folder: Path) -> dict[int, str]:
         raise UserError(f"no versions in {folder}: expected the state of a router")
     versions = Versions(folder)
     return {change.version: versions.text(change.version) for change in versions.changes}
-
-
-def _write(path: Path, data: bytes, mode: str) -> None:
-    with path.open(mode, buffering=0) as file:
-        end = file.tell()
-        try:
-            file.write(data)
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)  # half a line would spoil the next one
-            raise
