@@ -134,11 +134,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="PEER",
         help="nginx, haproxy, envoy; default the first two",
     )
-    router.add_argument("--requests", type=_positive, default=20_000, metavar="N", help="default 20000")
+    router.add_argument(
+        "--requests", type=_positive, default=3000, metavar="N", help="of a round; default 3000"
+    )
     router.add_argument(
         "--streams", type=_natural, default=5000, metavar="N", help="held at once; default 5000"
     )
-    router.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
+    router.add_argument("--rounds", type=_positive, default=15, metavar="N", help="default 15")
+    router.add_argument(
+        "--rollbacks", type=_natural, default=20, metavar="N", help="under 500 streams; default 20"
+    )
     router.add_argument(
         "--work",
         type=Path,

@@ -204,21 +204,11 @@ def load(options: Namespace) -> int:
 
 
 def router(options: Namespace) -> int:
-    """A line for each proxy, ratios to nginx."""
-    from bench.router.run import measure, table
+    """A row for each proxy, ratios to nginx; how soon rollbacks took effect."""
+    from bench.router.comparison import compare
 
-    found = measure(
-        ["router", *options.peers], options.requests, options.streams, options.rounds, options.work
-    )
-    rows = table(found)
-    for row in rows:
-        print(
-            f"{row['name']:8} CPU per request {row['cpu_us']:7.1f} us (x {row['cpu_ratio']}), added p50 "
-            f"{row['added_p50_us']:7.1f} us (x {row['p50_ratio']}), "
-            f"per held stream {row['stream_bytes']} bytes, {row['streams_lost']} streams lost"
-        )
-    if options.json:
-        print(json.dumps({"requests": options.requests, "streams": options.streams, "rows": rows}))
+    shown, result = compare(options)
+    _show(shown, result, options)
     return 0
 
 

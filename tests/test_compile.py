@@ -7,19 +7,19 @@ import json
 import random
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
+from bench.router import servers
 from engines.errors import UserError
 from serve.compile import TARGETS, compile_policy
 from serve.router.assignment import Assigner
 from serve.router.policy import Policy
 from serve.router.reading import parse_policy
-from tests.proxies import binary, check_command, proxy
 from tests.scripted_arm import answers, read_answer, scripted_arm
 from tests.test_policy import SMALLEST
 
@@ -35,6 +35,7 @@ SPLITS = {
     "  - {region: [DE, FR], arm: c}\n",
 }
 KEYS = 2200
+CHECK = {"nginx": ["-t"], "haproxy": ["-c"], "envoy": ["--mode", "validate"]}  # only reads its files
 Case = tuple[list[tuple[str, bytes]], str]  # headers and the address a request comes from
 
 
@@ -53,6 +54,23 @@ def cases(split: str) -> list[Case]:
     rules += [[("x-ab-override", name)] for name in (b"a", b"b", b"c")]
     sources = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.1.9")
     return found[:400] + [(rule, source) for rule in rules for source in sources]
+
+
+def program(target: str) -> str:
+    """The test is skipped, with the reason, where its wheel is not installed."""
+    pytest.importorskip(servers.PROXIES[target][0])
+    return servers.program(target)
+
+
+@contextmanager
+def proxy(target: str, policy: Policy, folder: Path) -> Iterator[int]:
+    """A real proxy that takes requests under a policy; its port."""
+    command, port = servers.proxy_command(target, program(target)), servers.free_port()
+    for name, text in compile_policy(policy, target, f"127.0.0.1:{port}").items():
+        (folder / name).write_text(text)
+    folder.chmod(0o755)  # nginx's workers run as nobody
+    with servers.started(command, folder, folder / "output", port):
+        yield port
 
 
 @asynccontextmanager
@@ -145,7 +163,7 @@ def test_random_split_holds_its_shares(target: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", PROXIES)
 def test_programs_accept_their_files(target: str, tmp_path: Path) -> None:
-    program = binary(target)
+    command = [*servers.proxy_command(target, program(target)), *CHECK[target]]
     more = "fallback: [b]\n" if target != "envoy" else "mirror: {arm: c, percent: 5}\n"
     policy = parse_policy(
         "baseline: b\narms:\n"
@@ -155,9 +173,7 @@ def test_programs_accept_their_files(target: str, tmp_path: Path) -> None:
     )
     for name, text in compile_policy(policy, target, "127.0.0.1:2").items():
         (tmp_path / name).write_text(text)
-    done = subprocess.run(
-        check_command(target, program), cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 

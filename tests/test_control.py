@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from engines.errors import UserError
+from serve.__main__ import main
 from serve.router.control import open_router
+from serve.router.disk import write_whole
 from serve.router.log import Log
 from serve.router.record import Record
 from serve.router.versions import Versions, read_texts
@@ -160,3 +166,56 @@ def test_the_log_rotates(tmp_path: Path) -> None:
     assert [line["timestamp"] for line in kept] == sorted((line["timestamp"] for line in kept), reverse=True)
     assert {path.name for path in tmp_path.iterdir()} == {"log", "log.1", "log.2"}
     assert "secret" not in str(kept), "a query may hold what is none of the log's business"
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--state={file}", "expected a folder"),
+        ("--log={file}/log", "cannot be opened: Not a directory"),
+        ("--port=99999", "expected a port"),
+        ("--admin-port=http", "expected a port"),
+    ],
+)
+def test_a_wrong_option_ends_the_router_with_one_clear_line(
+    flag: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(SMALLEST)
+    line = ["router", str(file), f"--state={tmp_path}/state", "--port=0", "--admin-port=0"]
+    with suppress(SystemExit):  # usage is argparse's
+        assert main([*line, flag.format(file=file)]) == 1
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_outage_of_the_log_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log"
+    log = Log(path)
+    for full in (True, True, False, False):
+        path.unlink(missing_ok=True)
+        if full:
+            path.symlink_to("/dev/full")
+        log.write(Record(1.0, "::1", b"GET", b"/", "e", 1))
+        while log._waiting or log._failing != full:
+            time.sleep(0.01)
+    log.close()
+    assert [said.split(";")[0] for said in capsys.readouterr().err.splitlines()] == [
+        "the log cannot be written: No space left on device",
+        "the log is written again",
+    ]
+
+
+def test_a_disk_without_room_keeps_no_half_lines(tmp_path: Path) -> None:
+    """The limit on a file's size stands for a full disk: the last write has room for a part only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        write_whole(tmp_path / "lines", b"a" * 599 + b"\n", "ab")
+        with pytest.raises(OSError, match="No space left"):
+            write_whole(tmp_path / "lines", b"b" * 599 + b"\n", "ab")
+        write_whole(tmp_path / "lines", b"c\n", "ab")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert (tmp_path / "lines").read_bytes() == b"a" * 599 + b"\nc\n"

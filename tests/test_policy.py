@@ -73,7 +73,9 @@ def test_refusals_name_the_line(old: str, new: str, line: int, told: str) -> Non
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "5", "\x00", "a: [" * 5000, "{", "? {a: b}\n: c\n"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", "\x00", "a: [" * 5000, "[" * 300_000, "{", "? {a: b}\n: c\n"]
+)
 def test_what_is_no_policy_at_all_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         parse_policy(text)

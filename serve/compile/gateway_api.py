@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from engines.errors import UserError
-from serve.compile.refusals import refuse_all_but_routes
+from serve.compile.refusals import refuse, refuse_all_but_routes
 from serve.router.assignment import parts
 from serve.router.policy import Policy
 
@@ -22,6 +22,16 @@ def gateway_api(policy: Policy, listen: str) -> dict[str, str]:
     Ports, timeouts and limits are the Gateway's own, so `listen` is not used.
     """
     refuse_all_but_routes("gateway-api", policy)
+    refuse(  # what an HTTPRoute holds at most, by its schema
+        "gateway-api",
+        (len(policy.groups) > 15, "more than 15 groups", "join some"),
+        (
+            any(len(group.values or group.region) > 64 for group in policy.groups),
+            "a group of more than 64 values",
+            "split it",
+        ),
+        (len(policy.split.weights) > 16, "more than 16 arms", "leave some out"),
+    )
     route = {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",

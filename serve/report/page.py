@@ -9,33 +9,23 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from serve.report.logs import MEASURES, Report, verdict
+from serve.report.logs import MEASURES, NAMES, Comparison, Report, verdict
+from serve.report.quantiles import quantiles
 from serve.rollout.evidence import Interval
-from serve.rollout.guard import EACH
+from serve.rollout.guard import EACH, level
 
-QUANTILES = (0.5, 0.95, 0.99)
 WIDTH, HEIGHT, MARGIN = 460, 240, 40
 
 
-def quantile(values: list[float], q: float) -> Interval | None:
-    """An order statistic and its 95 % distribution-free interval (binomial, normal approximation)."""
-    n = len(values)
-    if n < 20:
+def told(interval: Interval | None) -> dict[str, float] | None:
+    """For JSON."""
+    if interval is None:
         return None
-    ordered = sorted(values)
-    half = 1.96 * math.sqrt(n * q * (1 - q))
-    places = (n * q, n * q - half, n * q + half)
-    return Interval(*(ordered[min(max(round(place), 0), n - 1)] for place in places))
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
 
 
 def figures(report: Report) -> dict[str, Any]:
     """The report as JSON: every figure the page shows."""
-
-    def told(interval: Interval | None) -> dict[str, float] | None:
-        return (
-            {"estimate": interval.estimate, "low": interval.low, "high": interval.high} if interval else None
-        )
-
     arms = {
         name: {
             "requests": arm.requests,
@@ -43,28 +33,16 @@ def figures(report: Report) -> dict[str, Any]:
             "failures": arm.failures,
             "fallbacks": arm.fallbacks,
             "statuses": {str(status): count for status, count in sorted(arm.statuses.items())},
+            "errors": dict(sorted(arm.errors.items())),
             "input_tokens": arm.input_tokens,
             "output_tokens": arm.output_tokens,
             "digests": sorted(arm.digests),
             "latency_ms": {
-                measure: {f"p{q * 100:g}": told(quantile(values, q)) for q in QUANTILES}
+                NAMES[measure]: {name: told(found) for name, found in quantiles(values).items()}
                 for measure, values in arm.latencies.items()
             },
         }
         for name, arm in report.arms.items()
-    }
-    comparisons = {
-        name: {
-            "verdict": verdict(comparison),
-            "excess_failures": told(comparison.errors.interval(EACH))
-            if all(comparison.errors.requests)
-            else None,
-            "ratios": {measure: told(ratio.interval(EACH)) for measure, ratio in comparison.ratios.items()},
-            "sample_ratio_mismatch": any(found.shown() for found in comparison.mismatches.values())
-            if comparison.mismatches
-            else None,
-        }
-        for name, comparison in report.comparisons.items()
     }
     return {
         "experiment": report.experiment,
@@ -72,7 +50,35 @@ def figures(report: Report) -> dict[str, Any]:
         "first": report.first,
         "last": report.last,
         "arms": arms,
-        "comparisons": comparisons,
+        "comparisons": {name: _comparison(found) for name, found in report.comparisons.items()},
+        "unassigned": report.unassigned,
+        "mirrored": report.mirrored,
+        "left_out": {"lines": report.left_out, "first": report.named},
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    checked = [step.mismatch.shown() for step in comparison.steps if step.mismatch]
+    return {
+        "verdict": verdict(comparison),
+        "excess_failures": told(comparison.errors.interval(EACH))
+        if all(comparison.errors.requests)
+        else None,
+        "sample_ratio_mismatch": any(checked) if checked else None,
+        "steps": [
+            {
+                "share": step.share,
+                "versions": step.versions,
+                "requests": {"baseline": step.requests[False], "candidate": step.requests[True]},
+                "users": step.mismatch
+                and {"baseline": step.mismatch.users[0], "candidate": step.mismatch.users[1]},
+                "ratios": {
+                    NAMES[name]: told(ratio.interval(level(k))) for name, ratio in step.ratios.items()
+                },
+                "sample_ratio_mismatch": step.mismatch and step.mismatch.shown(),
+            }
+            for k, step in enumerate(comparison.steps, 1)
+        ],
     }
 
 
@@ -82,7 +88,7 @@ def page(report: Report) -> str:
         loader=FileSystemLoader(Path(__file__).resolve().parent), autoescape=True, undefined=StrictUndefined
     )
     plots = {
-        measure: _distributions({name: arm.latencies[measure] for name, arm in report.arms.items()})
+        NAMES[measure]: _distributions({name: arm.latencies[measure] for name, arm in report.arms.items()})
         for measure in MEASURES
         if any(arm.latencies[measure] for arm in report.arms.values())
     }

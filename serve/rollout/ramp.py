@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
@@ -16,9 +17,9 @@ class Decision(NamedTuple):
     percent: Decimal | None = None
 
 
-def decide(guard: Guard, percent: Decimal, dwelt_s: float, gate: str | None) -> Decision:
-    """`gate` tells why the offline gate does not allow 100 %, or is None where it does."""
-    plan = guard.plan
+def decide(guard: Guard, percent: Decimal, dwelt_s: float, gate: Callable[[], str | None]) -> Decision:
+    """`gate` tells why the offline gate does not allow 100 %, or None where it does."""
+    plan, requests = guard.plan, guard.step_requests
     if why := guard.alarm():
         return Decision("rollback", why, Decimal(0))
     if guard.mismatch.shown():
@@ -29,10 +30,10 @@ def decide(guard: Guard, percent: Decimal, dwelt_s: float, gate: str | None) -> 
         return Decision("done", f"the candidate has {percent} %")
     if dwelt_s < plan.dwell_s:
         return Decision("wait", f"{dwelt_s:.0f} of {plan.dwell_s:.0f} s at {percent} %")
-    if guard.step_requests < plan.min_requests:
-        return Decision(
-            "wait", f"{guard.step_requests} of {plan.min_requests} requests of the candidate at {percent} %"
-        )
-    if higher[0] == 100 and gate:
-        return Decision("hold", gate)
-    return Decision("advance", f"{guard.step_requests} requests at {percent} % without an alarm", higher[0])
+    if requests < plan.min_requests:
+        return Decision("wait", f"{requests} of {plan.min_requests} requests of the candidate at {percent} %")
+    blind = guard.blind()
+    if higher[0] == 100 and (refusal := blind or gate()):
+        return Decision("hold", refusal)
+    reason = f"{requests} requests at {percent} % without an alarm" + (f"; {blind}" if blind else "")
+    return Decision("advance", reason, higher[0])

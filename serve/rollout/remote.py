@@ -12,23 +12,35 @@ from typing import Any
 from engines.errors import UserError
 
 
-def ask(admin: str, token_file: Path, action: str) -> Any:
-    """The answer. Raises UserError on a refusal, or where nobody answers."""
+def ask(admin: str, token_file: Path, action: str, to: float | None = None) -> Any:
+    """The answer: the rollout as it then is. Raises UserError on a refusal, or where nobody answers."""
     try:
         token = token_file.read_text().strip()
     except FileNotFoundError:
         raise UserError(
             f"no token {token_file}: expected the router's; name it by --admin-token-file"
         ) from None
+    if len(token.split()) != 1:
+        raise UserError(f"{token_file} holds no token: expected one word, as the router wrote it")
     path, method = ("/rollout", "GET") if action == "status" else (f"/rollout/{action}", "POST")
     try:
         request = urllib.request.Request(
-            admin.rstrip("/") + path, method=method, headers={"Authorization": f"Bearer {token}"}
+            admin.rstrip("/") + path,
+            None if to is None else json.dumps({"to": to}).encode(),
+            {"Authorization": f"Bearer {token}"},
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
-            raise UserError(json.load(error)["error"]["message"]) from None
+            raise UserError(_message(error)) from None
     except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"no router answers at {admin}: {error}") from None
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.url} answers {error.code}: expected the admin port of a router"

@@ -9,14 +9,15 @@ import asyncio
 import hmac
 import json
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engines.errors import UserError
-from serve.rollout.driver import Driver, State
+from serve.rollout.driver import Driver
 from serve.router.control import ConflictError, Control
 from serve.router.messages import RefusedError, answer, error_body
-from serve.router.versions import Change
+from serve.router.recent import Recent
 
 PAGE = Path(__file__).resolve().parent / "admin.html"
 PATHS = (
@@ -38,9 +39,10 @@ class Asked(NamedTuple):
 class Admin:
     """Answers one request a connection."""
 
-    def __init__(self, control: Control, rollout: Driver, token: str) -> None:
+    def __init__(self, control: Control, rollout: Driver, recent: Recent, token: str) -> None:
         self._control = control
         self._rollout = rollout
+        self._recent = recent
         self._token = token
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,38 +74,46 @@ class Admin:
             return answer(507, error_body(507, message), close=True)
 
     async def _dispatch(self, asked: Asked) -> bytes:
-        control, router, rollout = self._control, self._control.router, self._rollout
-        change: Change | State
+        control, router = self._control, self._control.router
         match asked.method, asked.path:
             case "GET", "/status":
-                return answer(200, json.dumps(self.status()).encode(), close=True)
+                return _json(self.status())
             case "GET", "/policy":
                 text = control.versions.text(router.live.version)
                 return answer(200, text.encode(), close=True, kind=b"application/yaml")
             case "GET", "/metrics":
                 live = router.live
                 text = router.metrics.text(live.arms, live.version, router.log.dropped)
+                text += self._rollout.metrics()
                 return answer(200, text.encode(), close=True, kind=b"text/plain; version=0.0.4")
             case "GET", "/rollout":
-                return answer(200, json.dumps(rollout.figures()).encode(), close=True)
-            case "POST", "/rollout/start":
-                change = await rollout.start(asked.by)
-            case "POST", "/rollout/pause":
-                change = rollout.pause(asked.by)
-            case "POST", "/rollout/promote":
-                change = await rollout.promote(asked.by)
-            case "POST", "/rollout/rollback":
-                change = await rollout.rollback(asked.by)
+                return _json(self._rollout.figures())
+            case "POST", (
+                "/rollout/start" | "/rollout/pause" | "/rollout/promote" | "/rollout/rollback"
+            ) as path:
+                return await self._ramp(path.removeprefix("/rollout/"), asked)
             case "PUT", "/policy":
                 expected = asked.headers.get("if-match")
                 change = await control.put(
                     _text(asked.body), "put", asked.by, _number(expected, "If-Match") if expected else None
                 )
             case "POST", "/rollback":
-                change = await control.go_back(_wanted(asked.body), asked.by)
+                change = await control.go_back(_version(asked.body), asked.by)
             case _:
                 raise RefusedError(404, f"expected {PATHS}")
-        return answer(200, json.dumps(asdict(change)).encode(), close=True)
+        return _json(asdict(change))
+
+    async def _ramp(self, action: str, asked: Asked) -> bytes:
+        match action:
+            case "start":
+                await self._rollout.start(asked.by)
+            case "pause":
+                await self._rollout.pause(asked.by)
+            case "promote":
+                await self._rollout.promote(asked.by, _percent(asked.body))
+            case _:
+                await self._rollout.rollback(asked.by)
+        return _json(self._rollout.figures())
 
     def status(self) -> dict[str, object]:
         """What is in force, and how the arms are."""
@@ -113,6 +123,7 @@ class Admin:
             "version": live.version,
             "experiment": live.policy.experiment,
             "baseline": live.policy.baseline,
+            "log_lines_lost": self._control.router.log.dropped,
             "arms": {
                 arm.name: {
                     "url": arm.config.url,
@@ -122,6 +133,7 @@ class Admin:
                     "breaker": arm.breaker.state,
                     "in_flight": arm.in_flight,
                     **self._control.router.metrics.totals(arm.name),
+                    "latency_ms": self._recent.figures(arm.name),
                 }
                 for arm in live.arms.values()
             },
@@ -146,7 +158,12 @@ async def _read(reader: asyncio.StreamReader, by: str) -> Asked:
         raise RefusedError(400, "the body is shorter than its Content-Length") from None
 
 
-def _wanted(body: bytes) -> int | None:
+def _json(document: dict[str, Any]) -> bytes:
+    return answer(200, json.dumps(document).encode(), close=True)
+
+
+def _to(body: bytes, what: str) -> object:
+    """The value of {"to": …}; None without a body."""
     if not body.strip():
         return None
     try:
@@ -154,8 +171,20 @@ def _wanted(body: bytes) -> int | None:
     except ValueError:
         document = None
     if not isinstance(document, dict) or document.keys() != {"to"}:
-        raise RefusedError(400, 'expected no body, or {"to": VERSION}')
-    return _number(document["to"], "to")
+        raise RefusedError(400, f'expected no body, or {{"to": {what}}}')
+    return document["to"]
+
+
+def _version(body: bytes) -> int | None:
+    to = _to(body, "VERSION")
+    return None if to is None else _number(to, "to")
+
+
+def _percent(body: bytes) -> Decimal | None:
+    to = _to(body, "PERCENT")
+    if isinstance(to, bool) or not isinstance(to, int | float | None):
+        raise RefusedError(400, f"to is {to!r}, expected percent")
+    return None if to is None else Decimal(str(to))
 
 
 def _number(found: object, what: str) -> int:

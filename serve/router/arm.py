@@ -8,6 +8,7 @@ from engines.artifact import Manifest
 from engines.errors import UserError
 from serve.router import policy
 from serve.router.breaker import Breaker
+from serve.router.messages import HOP_BY_HOP
 from serve.router.upstream import Upstream
 
 
@@ -30,7 +31,8 @@ class Arm:
         self.host_line = b"host: %b\r\n" % config.url.removeprefix("http://").encode()
         told = f"x-ab-arm: {name}\r\n" + (f"x-artifact-digest: {self.digest}\r\n" if self.digest else "")
         self.response_lines = told.encode()
-        self.told = frozenset(line.partition(b":")[0] for line in self.response_lines.splitlines())
+        told_names = (line.partition(b":")[0] for line in self.response_lines.splitlines())
+        self.dropped = HOP_BY_HOP.union(told_names)  # of an answer's headers
 
     def refusal(self) -> str | None:
         """Why it may not be asked now; or None, and then the breaker has admitted one request."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import cast
 
 import httptools
@@ -43,12 +44,14 @@ class Client(asyncio.Protocol):
         "_state",
         "_transport",
         "deadline",
+        "on_header",
     )
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self._live: Live = router.live
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: httptools.HttpRequestParser | None = None  # only while a request comes: it is large
+        self.on_header: Callable[[bytes, bytes], None] | None = None
         self._transport: asyncio.Transport
         self._state = "idle"  # then head, then body until the answer is whole; or refused
         self._pipelined = False
@@ -70,23 +73,27 @@ class Client(asyncio.Protocol):
         peer = transport.get_extra_info("peername")  # None when it has left already
         self._address = peer[0].removeprefix("::ffff:") if peer else ""
         transport.set_write_buffer_limits(HIGH_WATER)
-        limits = self._live.policy.limits
+        limits, router = self._live.policy.limits, self._router
         self._due(limits.header_s)
-        if peer and len(self._router.watched) < limits.connections:
-            self._router.watched.add(self)
+        if peer and len(router.watched) < min(limits.connections, router.room):
+            router.watched[self] = None
         else:
+            router.metrics.turned_away()
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._state == "refused":
             return
         if self._state == "idle":
-            self._state = "head"
-            self._overhead = 0
-            self._due(self._live.policy.limits.header_s)
+            self._begin_head()
         self._overhead += len(data)
         try:
-            self._parser.feed_data(data)
+            if self._parser:
+                self._parser.feed_data(data)
+            elif data.strip(b"\r\n"):  # empty lines after a request are ignored
+                self.on_message_begin()
+        except RefusedError as refused:
+            self._refuse(refused)
         except httptools.HttpParserError as error:
             cause = error.__context__ or RefusedError(400, f"not HTTP/1.1: {error}")
             if not isinstance(cause, RefusedError):
@@ -95,10 +102,13 @@ class Client(asyncio.Protocol):
         else:
             if self._overhead > self._live.policy.limits.header_bytes:
                 self._refuse(RefusedError(431, "the request's head is too large"))
+        if self._exchange:
+            self._exchange.forward()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._router.watched.discard(self)
+        self._router.watched.pop(self, None)
         self._state = "refused"
+        self._parser = self.on_header = None  # it refers back
         if self._exchange:
             self._exchange.client_lost()
             self._exchange = None
@@ -114,6 +124,15 @@ class Client(asyncio.Protocol):
         if self._exchange:
             self._exchange.client_ready()
 
+    def _begin_head(self) -> None:
+        self._state = "head"
+        self._overhead = 0
+        self._live = self._router.live
+        self._head = head = Head(self._live.noted)
+        self.on_header = head.add  # straight there: no other is called as often
+        self._parser = httptools.HttpRequestParser(self)
+        self._due(self._live.policy.limits.header_s)
+
     # httptools
 
     def on_message_begin(self) -> None:
@@ -122,19 +141,14 @@ class Client(asyncio.Protocol):
             raise RefusedError(
                 400, "a request came before the answer to the one before; pipelining is refused"
             )
-        self._live = self._router.live
-        self._head = Head(self._live.noted)
 
     def on_url(self, target: bytes) -> None:
         assert self._head
         self._head.target += target
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._state == "head" and self._head:  # what follows a body are trailers
-            self._head.add(name, value)
-
     def on_headers_complete(self) -> None:
         live, parser, head = self._live, self._parser, self._head
+        assert parser
         assert head
         self._state = "body"
         self._size = 0
@@ -172,6 +186,7 @@ class Client(asyncio.Protocol):
             self._due(limits.stall_s)
 
     def on_message_complete(self) -> None:
+        self._parser = self.on_header = None
         if self._head and self._head.target in OWN:
             self._answer_own(self._head.target)
         elif self._head and self._body is not None:
@@ -196,7 +211,7 @@ class Client(asyncio.Protocol):
             raise RefusedError(400, str(error)) from None
         self._head = self._request = self._record = None
         record.assigned, record.reason, record.key = assignment
-        self._exchange = Exchange(self, live, record, request, live.turns(assignment.arm))
+        self._exchange = Exchange(self, live, record, request, live.turns[assignment.arm])
         self._exchange.start()
 
     def _answer_own(self, target: bytes) -> None:

@@ -9,51 +9,35 @@ from pathlib import Path
 from typing import Any
 
 TARGETS = ("nginx", "haproxy", "envoy", "gateway-api", "istio")
+CLUSTERS = ("kubernetes", "kserve")
 
 
 def add_commands(commands: Any) -> None:
-    """Adds router, compile and schema to `python -m serve`."""
+    """Adds router, up, compile, rollout, report, simulate and schema to `python -m serve`."""
     router = commands.add_parser("router", help="share requests among arms, as a policy says")
     router.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
-    router.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
-    router.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
-    router.add_argument("--admin-host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
-    router.add_argument("--admin-port", type=int, default=8090, metavar="N", help="default 8090")
-    router.add_argument(
-        "--admin-token-file", type=Path, metavar="FILE", help="default STATE/admin-token, made when missing"
-    )
-    router.add_argument(
-        "--state",
-        type=Path,
-        default=Path("router-state"),
-        metavar="DIR",
-        help="keeps versions and the audit log; default router-state",
-    )
-    router.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request, rotated by size")
-    router.add_argument("--log-stdout", action="store_true", help="the same lines on stdout")
-    router.add_argument("--otlp", metavar="URL", help="the same lines to a collector, http://HOST:4318")
-    router.add_argument(
-        "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
-    )
+    _add_router_options(router)
 
     together = commands.add_parser("up", help="start the arms of a policy, and its router")
     together.add_argument("policy", type=Path, metavar="POLICY", help="YAML file; its arms have artifacts")
-    together.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
-    together.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
-    together.add_argument(
-        "--state", type=Path, default=Path("router-state"), metavar="DIR", help="default router-state"
-    )
+    _add_router_options(together)
 
     compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
     compiled.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
-    compiled.add_argument("--to", required=True, choices=TARGETS, help="proxy to write for")
+    compiled.add_argument("--to", required=True, choices=(*TARGETS, *CLUSTERS), help="what to write for")
     compiled.add_argument(
         "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default 127.0.0.1:8080"
+    )
+    compiled.add_argument(
+        "--image", metavar="IMAGE", help="of the arms and the router, for kubernetes and kserve"
     )
     compiled.add_argument("-o", "--out", type=Path, metavar="DIR", help="default stdout")
 
     rollout = commands.add_parser("rollout", help="grow one arm, step by step, while guards watch")
     rollout.add_argument("action", choices=("start", "status", "pause", "promote", "rollback"))
+    rollout.add_argument(
+        "--to", type=float, metavar="PERCENT", help="the step to promote to; default the next one"
+    )
     rollout.add_argument(
         "--admin", default="http://127.0.0.1:8090", metavar="URL", help="default http://127.0.0.1:8090"
     )
@@ -78,11 +62,40 @@ def add_commands(commands: Any) -> None:
     report.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     simulated = commands.add_parser("simulate", help="what the guards do to candidates whose truth is known")
-    simulated.add_argument("--experiments", type=int, default=1000, metavar="N", help="each; default 1000")
+    simulated.add_argument("--experiments", type=int, default=200, metavar="N", help="each; default 200")
     simulated.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     simulated.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     commands.add_parser("schema", help="the JSON Schema of policies")
+
+
+def _add_router_options(router: argparse.ArgumentParser) -> None:
+    router.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    router.add_argument("--port", type=_port, default=8080, metavar="N", help="of the traffic; default 8080")
+    router.add_argument("--admin-host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    router.add_argument("--admin-port", type=_port, default=8090, metavar="N", help="default 8090")
+    router.add_argument(
+        "--admin-token-file", type=Path, metavar="FILE", help="default STATE/admin-token, made when missing"
+    )
+    router.add_argument(
+        "--state",
+        type=Path,
+        default=Path("router-state"),
+        metavar="DIR",
+        help="keeps versions and the audit log; default router-state",
+    )
+    router.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request, rotated by size")
+    router.add_argument("--log-stdout", action="store_true", help="the same lines on stdout")
+    router.add_argument("--otlp", metavar="URL", help="the same lines to a collector, http://HOST:4318")
+    router.add_argument(
+        "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a port: 0 (any free one) to 65535")
+    return int(text)
 
 
 def route(options: argparse.Namespace) -> None:
@@ -115,10 +128,21 @@ def up(options: argparse.Namespace) -> None:
 
 def compile_(options: argparse.Namespace) -> None:
     """A policy's text for a proxy, to files or stdout."""
+    from engines.errors import UserError
     from serve.compile import compile_policy
+    from serve.deploy.kserve import kserve
+    from serve.deploy.kubernetes import kubernetes
     from serve.router.reading import read_policy
 
-    files = compile_policy(read_policy(options.policy), options.to, options.listen)
+    policy = read_policy(options.policy)
+    if bool(options.image) != (options.to in CLUSTERS):
+        raise UserError(f"--image is for {' and '.join(CLUSTERS)}, which need it; found --to {options.to}")
+    if options.to == "kubernetes":
+        files = kubernetes(policy, options.policy.read_text(), options.image)
+    elif options.to == "kserve":
+        files = kserve(policy, options.image)
+    else:
+        files = compile_policy(policy, options.to, options.listen)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -133,14 +157,18 @@ def compile_(options: argparse.Namespace) -> None:
 
 def rollout(options: argparse.Namespace) -> None:
     """One request to the admin port; its answer to stdout."""
+    from engines.errors import UserError
     from serve.rollout.remote import ask
 
-    print(json.dumps(ask(options.admin, options.admin_token_file, options.action), indent=2))
+    if options.to is not None and options.action != "promote":
+        raise UserError(f"--to is for promote, found {options.action}")
+    print(json.dumps(ask(options.admin, options.admin_token_file, options.action, options.to), indent=2))
 
 
 def report(options: argparse.Namespace) -> None:
     """A page to a file, a verdict for each arm to stdout."""
-    from serve.report.logs import make_report, read_lines
+    from serve.report.lines import read_logs
+    from serve.report.logs import make_report
     from serve.report.page import figures, page
     from serve.router.reading import parse_policy
     from serve.router.versions import read_texts
@@ -148,9 +176,12 @@ def report(options: argparse.Namespace) -> None:
     texts = read_texts(options.state) if options.state else {}
     policies = {str(version): parse_policy(text) for version, text in texts.items()}
     baseline = options.baseline or next((policy.baseline for policy in policies.values()), None)
-    made = make_report(read_lines(options.logs), baseline, options.experiment, policies)
+    made = make_report(read_logs(options.logs), baseline, options.experiment, policies)
     options.out.write_text(page(made))
     found = figures(made)
+    if made.left_out:
+        print(f"{made.left_out} lines are none of a router's log and were left out:", file=sys.stderr)
+        print(*made.named, sep="\n", file=sys.stderr)
     for name, comparison in found["comparisons"].items():
         print(f"{name} against {made.baseline}: {comparison['verdict']}")
     print(options.out)
@@ -169,9 +200,10 @@ def simulate(options: argparse.Namespace) -> None:
         outcome = simulate.simulate(truth, options.experiments, options.seed)
         found.append(asdict(outcome))
         print(
-            f"{outcome.truth}: {outcome.rolled_back} of {outcome.experiments} rolled back "
-            f"({outcome.rolled_back / outcome.experiments:.1%}), {outcome.held} held; median of the "
-            f"candidate's requests until then {outcome.median_requests}, at {outcome.median_percent} %",
+            f"{outcome.truth}: {outcome.rolled_back} of {outcome.experiments} rolled back, "
+            f"{outcome.rate:.1%} ({outcome.rate_low:.1%} to {outcome.rate_high:.1%}), {outcome.held} held; "
+            f"median of the candidate's requests until then {outcome.median_requests}, "
+            f"at {outcome.median_percent} %",
             flush=True,
         )
     if options.json:
@@ -183,3 +215,14 @@ def schema(options: argparse.Namespace) -> None:
     from serve.router.reading import schema
 
     sys.stdout.write(schema())
+
+
+COMMANDS = {
+    "router": route,
+    "up": up,
+    "compile": compile_,
+    "rollout": rollout,
+    "report": report,
+    "simulate": simulate,
+    "schema": schema,
+}

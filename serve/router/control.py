@@ -22,9 +22,11 @@ class Control:
         self.versions = versions
         self._one_at_a_time = asyncio.Lock()
 
-    async def put(self, text: str, action: str, by: str, expected: int | None = None) -> Change:
+    async def put(
+        self, text: str, action: str, by: str, expected: int | None = None, rollout: str = ""
+    ) -> Change:
         """A new policy. Raises UserError when refused, ConflictError when `expected` is not in force."""
-        return await self._change(text, lambda: self.versions.put(text, action, by), expected)
+        return await self._change(text, lambda: self.versions.put(text, action, by, rollout), expected)
 
     async def go_back(self, to: int | None, by: str) -> Change:
         """An earlier policy again, by default the one before. Raises UserError where there is none."""
@@ -64,7 +66,8 @@ def open_router(file: Path, versions: Versions, log: Log, warn: Callable[[str], 
             versions.put(text, "file", "file")
             return router
     except (OSError, UnicodeDecodeError, UserError) as error:
-        told = str(error) if isinstance(error, UserError) else f"cannot read {file}: {error}"
+        why = error.strerror if isinstance(error, OSError) else error
+        told = str(error) if isinstance(error, UserError) else f"cannot read {file}: {why}"
         if last is None:
             raise UserError(told) from None
         warn(f"{told}; version {last.version} stays in force")

@@ -8,7 +8,7 @@ from typing import Protocol
 from serve.router.arm import Arm
 from serve.router.head import Request
 from serve.router.live import Live
-from serve.router.messages import LAST_CHUNK, chunk, error_event
+from serve.router.messages import LAST_CHUNK, chunk, error_event, status_line
 from serve.router.record import Record
 from serve.router.upstream import Upstream
 
@@ -53,7 +53,9 @@ class Exchange:
         "waiting",
     )
 
-    def __init__(self, client: Sink, live: Live, record: Record, request: Request, turns: list[str]) -> None:
+    def __init__(
+        self, client: Sink, live: Live, record: Record, request: Request, turns: tuple[Arm, ...]
+    ) -> None:
         """`turns` are arms to ask, the assigned one first."""
         self.client = client
         self.live = live
@@ -77,7 +79,7 @@ class Exchange:
     def start(self) -> None:
         """Asks the first arm in turn that may be asked; where none may, the client gets a 503."""
         while self._turns:
-            arm = self.live.arms[self._turns[0]]
+            arm = self._turns[0]
             why = arm.refusal()
             if why is None:
                 arm.in_flight += 1
@@ -101,6 +103,11 @@ class Exchange:
         self.sent = True
         if self.waiting == "body":
             self._wait_on()
+
+    def forward(self) -> None:
+        """Sends on what has gathered of the request: its head and what came with it go together."""
+        if self.upstream:
+            self.upstream.forward()
 
     def client_lost(self, status: int = 499) -> None:
         """The client left, or broke the rules: closing the arm's connection tells it to stop."""
@@ -133,10 +140,10 @@ class Exchange:
             self.lost(f"{self.waiting}_timeout")
         self.flush()
 
-    def _connect(self) -> None:
+    def _connect(self, fresh: bool = False) -> None:
         assert self.arm
         arm, request = self.arm, self.request
-        if arm.idle:
+        if arm.idle and not fresh:
             self.upstream = arm.idle.pop()
             self.upstream.reuse(self)
         else:
@@ -184,7 +191,7 @@ class Exchange:
             arm.breaker.failure()
             self._break_off(why)
         elif upstream.reused and why == "reset" and self.kept is not None:
-            self._connect()  # the arm was closing it while idle: nobody's failure
+            self._connect(fresh=True)  # the arm was closing it while idle: nobody's failure
         else:
             self._left_by(arm)
             if self.kept is None:
@@ -195,17 +202,16 @@ class Exchange:
             else:
                 self._next_arm(why)
                 self.start()
+        self.forward()
 
     # The answer, as it comes from the arm.
 
-    def answer_head(
-        self, status: int, reason: bytes, lines: list[bytes], length: bytes | None, event_stream: bool
-    ) -> None:
+    def answer_head(self, status: int, lines: list[bytes], length: bytes | None, event_stream: bool) -> None:
         """`length` is None where the answer comes in chunks or ends with its connection."""
         arm, request, record = self.arm, self.request, self.record
         assert arm
         self.answered = True
-        self.kept = None
+        self.kept, request.line, request.fields = None, b"", b""  # never sent again, and a stream may last
         record.status, record.served, record.digest = status, arm.name, arm.digest
         if status < 500:
             arm.breaker.success()
@@ -215,7 +221,7 @@ class Exchange:
         self._chunks = length is None and not bodyless and not request.http10
         self._event_stream = event_stream
         close = not (request.keep_alive and self.sent) or (length is None and not bodyless and request.http10)
-        self._out.append(b"HTTP/1.1 %d %b\r\n" % (status, reason))
+        self._out.append(status_line(status))
         self._out += lines
         self._out.append(arm.response_lines)
         if length is not None:
@@ -253,8 +259,9 @@ class Exchange:
     # Ends other than a whole answer.
 
     def _next_arm(self, why: str) -> None:
-        if self._turns.pop(0) == self.record.assigned:
+        if self._turns[0].name == self.record.assigned:
             self.record.fallback = why
+        self._turns = self._turns[1:]
 
     def _left_by(self, arm: Arm) -> None:
         """An attempt has failed; the arm is no longer ours."""

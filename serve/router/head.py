@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from serve.router.messages import HOP_BY_HOP, RefusedError, named_by_connection
 from serve.router.policy import Limits
@@ -15,7 +15,8 @@ HOST = re.compile(rb"[A-Za-z0-9._~:\[\]-]+")
 TARGET = re.compile(rb"/[!-~]*")
 
 
-class Request(NamedTuple):
+@dataclass(slots=True)
+class Request:
     """A head as it is passed on: `line`, the arm's host line, `fields`, which end it."""
 
     method: bytes
@@ -29,12 +30,12 @@ class Request(NamedTuple):
 class Head:
     """Gathers one head from the parser. `seen` has the noted headers, the values of repeated ones joined."""
 
-    __slots__ = ("_fields", "_names", "_noted", "seen", "target")
+    __slots__ = ("_lines", "_names", "_noted", "seen", "target")
 
     def __init__(self, noted: frozenset[bytes]) -> None:
         self._noted = noted
-        self._names: list[bytes] = []  # in lower case, of four fields each
-        self._fields: list[bytes] = []
+        self._names: list[bytes] = []  # in lower case, one for each of the lines
+        self._lines: list[bytes] = []
         self.seen: dict[bytes, bytes] = {}
         self.target = b""
 
@@ -46,11 +47,11 @@ class Head:
             self.seen[lower] = self.seen[lower] + b", " + value if lower in self.seen else value
         if lower not in NOT_PASSED:
             self._names.append(lower)
-            self._fields += (name, b": ", value, b"\r\n")
+            self._lines.append(name + b": " + value + b"\r\n")
 
     def request(self, method: bytes, version: str, keep_alive: bool, limits: Limits) -> Request:
         """The whole head, checked. Raises RefusedError on what two servers could read in two ways."""
-        seen, lines = self.seen, self._fields
+        seen, lines = self.seen, self._lines
         length, coding = seen.get(b"content-length"), seen.get(b"transfer-encoding")
         if version not in ("1.1", "1.0"):
             raise RefusedError(400, "expected HTTP/1.1")
@@ -67,8 +68,7 @@ class Head:
         if seen.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise RefusedError(417, "expected no Expect header but 100-continue")
         if b"connection" in seen and (drop := named_by_connection(seen[b"connection"]) - NOT_PASSED):
-            kept = [number for number, name in enumerate(self._names) if name not in drop]
-            lines = [part for number in kept for part in self._fields[4 * number : 4 * number + 4]]
+            lines = [line for name, line in zip(self._names, lines, strict=True) if name not in drop]
         if coding is not None:
             lines.append(b"transfer-encoding: chunked\r\n")
         elif length is not None:
@@ -77,5 +77,5 @@ class Head:
         block = b"".join(lines)
         if len(self.target) + len(block) > limits.header_bytes:
             raise RefusedError(431, f"the request's head is larger than {limits.header_bytes} bytes")
-        line = b"%b %b HTTP/1.1\r\n" % (method, self.target)
+        line = method + b" " + self.target + b" HTTP/1.1\r\n"
         return Request(method, line, block, coding is not None, version == "1.0", keep_alive)

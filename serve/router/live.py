@@ -22,12 +22,9 @@ class Live:
     policy: Policy
     assign: Assigner
     arms: dict[str, Arm]
+    turns: dict[str, tuple[Arm, ...]]  # by the assigned arm: it, and who is asked when it cannot
     noted: frozenset[bytes]  # headers whose values are read
     observe: Callable[[Record], None]
-
-    def turns(self, assigned: str) -> list[str]:
-        """Arms to ask, in order."""
-        return [assigned, *(name for name in self.policy.fallback if name != assigned)]
 
     def mirrors(self) -> bool:
         """Whether this request is copied."""
@@ -49,4 +46,8 @@ def go_live(
         old = before.arms.get(name) if before else None
         same = old and before and old.config == config and before.policy.breaker == policy.breaker
         arms[name] = old if old and same else Arm(name, config, policy.breaker)
-    return Live(version, policy, assign, arms, NOTED | assign.wanted, observe)
+    turns = {
+        name: (arm, *(arms[other] for other in policy.fallback if other != name))
+        for name, arm in arms.items()
+    }
+    return Live(version, policy, assign, arms, turns, NOTED | assign.wanted, observe)

@@ -17,6 +17,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from engines.errors import UserError
+from serve.router.disk import write_whole
 from serve.router.record import Record
 
 FLUSH_S = 0.2
@@ -37,6 +39,9 @@ class Log:
         self._offset = time.time() - time.monotonic()
         self._waiting: deque[bytes] = deque()  # appended to by one thread, taken from by the other
         self._stopping = threading.Event()
+        self._failing = False
+        if path:
+            _try(path)
         self._thread = threading.Thread(target=self._run, name="router-log", daemon=True)
         self._thread.start()
 
@@ -67,8 +72,15 @@ class Log:
                 sys.stdout.buffer.flush()
             if self._path:
                 self._append(self._path, lines)
-        except OSError:
+        except OSError as error:
             self.dropped += len(lines)
+            if not self._failing:
+                _tell(f"the log cannot be written: {error.strerror}; lines are lost, requests are not")
+            self._failing = True
+        else:
+            if self._failing:
+                _tell(f"the log is written again; {self.dropped} lines were lost since the start")
+            self._failing = False
 
     def _append(self, path: Path, lines: list[bytes]) -> None:
         if path.is_file() and path.stat().st_size >= self._rotate_bytes:
@@ -77,49 +89,69 @@ class Log:
                 if older.is_file():
                     older.replace(path.with_name(f"{path.name}.{number + 1}"))
             path.replace(path.with_name(f"{path.name}.1"))
-        with path.open("ab") as file:
-            end = file.tell()
-            try:
-                file.write(b"".join(lines))
-                file.flush()
-            except OSError:
-                file.truncate(end)  # half a line would spoil the next one
-                raise
+        write_whole(path, b"".join(lines), "ab", durable=False)
+
+
+def _try(path: Path) -> None:
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise UserError(f"the log {path} cannot be opened: {error.strerror}") from None
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def line(record: Record, offset: float) -> dict[str, Any]:
     """A record under its public names, without what is not known. `offset` makes its times Unix time."""
     started = record.started + offset
-    path, _, _ = record.target.partition(b"?")
-    fields = {
-        "timestamp": f"{_second(int(started))}.{int(started % 1 * 1000):03d}Z",
+    second = int(started)
+    fields: dict[str, Any] = {
+        "timestamp": f"{_second(second)}.{int((started - second) * 1000):03d}Z",
         "client.address": record.address,
-        "http.request.method": record.method.decode("latin-1") or None,
-        "url.path": path.decode("latin-1") or None,
         "http.response.status_code": record.status,
-        "error.type": record.error,
         "feature_flag.key": record.experiment,
-        "feature_flag.result.variant": record.assigned,
-        "feature_flag.result.reason": record.reason,
-        "feature_flag.context.id": pseudonym(record.key, record.experiment) if record.key else None,
         "feature_flag.version": str(record.version),
-        "gen_ai.request.model": _text(record.request_model),
-        "gen_ai.response.model": _text(record.response_model),
-        "gen_ai.response.id": _text(record.response_id),
-        "gen_ai.response.finish_reasons": [_text(record.finish_reason)] if record.finish_reason else None,
-        "gen_ai.response.time_to_first_chunk": _round(record.ttft),
-        "gen_ai.usage.input_tokens": record.input_tokens,
-        "gen_ai.usage.output_tokens": record.output_tokens,
-        "ab.arm": record.served,
-        "ab.artifact_digest": record.digest,
         "ab.attempts": record.attempts,
-        "ab.fallback": record.fallback,
-        "ab.mirror": record.mirror or None,
-        "ab.ttft_ms": _milliseconds(record.ttft),
-        "ab.itl_ms": _milliseconds(record.itl),
         "ab.e2e_latency_ms": _milliseconds(record.e2e),
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    if record.method:
+        fields["http.request.method"] = record.method.decode("latin-1")
+        fields["url.path"] = record.target.partition(b"?")[0].decode("latin-1")
+    if record.assigned:
+        fields["feature_flag.result.variant"] = record.assigned
+        fields["feature_flag.result.reason"] = record.reason
+    if record.key:
+        fields["feature_flag.context.id"] = pseudonym(record.key, record.experiment)
+    if record.served:
+        fields["ab.arm"] = record.served
+    if record.digest:
+        fields["ab.artifact_digest"] = record.digest
+    if record.error:
+        fields["error.type"] = record.error
+    if record.fallback:
+        fields["ab.fallback"] = record.fallback
+    if record.mirror:
+        fields["ab.mirror"] = True
+    if record.request_model:
+        fields["gen_ai.request.model"] = _text(record.request_model)
+    if record.response_model:
+        fields["gen_ai.response.model"] = _text(record.response_model)
+    if record.response_id:
+        fields["gen_ai.response.id"] = _text(record.response_id)
+    if record.finish_reason:
+        fields["gen_ai.response.finish_reasons"] = [_text(record.finish_reason)]
+    if record.output_tokens is not None:
+        fields["gen_ai.usage.output_tokens"] = record.output_tokens
+    if record.input_tokens is not None:
+        fields["gen_ai.usage.input_tokens"] = record.input_tokens
+    if (ttft := record.ttft) is not None:
+        fields["ab.ttft_ms"] = milliseconds = _milliseconds(ttft)
+        fields["gen_ai.response.time_to_first_chunk"] = milliseconds / 1000
+    if (itl := record.itl) is not None:
+        fields["ab.itl_ms"] = _milliseconds(itl)
+    return fields
 
 
 @lru_cache(maxsize=16)
@@ -133,13 +165,9 @@ def pseudonym(key: bytes, experiment: str) -> str:
     return blake2b(key, digest_size=12, key=experiment.encode()).hexdigest()
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace")
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
 
 
-def _round(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
+def _milliseconds(seconds: float) -> float:
+    return int(seconds * 1e6) / 1000  # round() would take ten times as long

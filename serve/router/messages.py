@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from http import HTTPStatus
 
 # Of one connection, not of the message (RFC 9110, 7.6.1). Framing is written anew on each side.
@@ -20,6 +21,7 @@ HOP_BY_HOP = frozenset(
         b"content-length",
     )
 )
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -41,11 +43,16 @@ def named_by_connection(value: bytes) -> set[bytes]:
     return {name.strip().lower() for name in value.split(b",")}
 
 
+@cache
+def status_line(status: int) -> bytes:
+    """With the standard's words: an arm's own are not passed on."""
+    return f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode()
+
+
 def answer(status: int, body: bytes, *, close: bool = False, kind: bytes = b"application/json") -> bytes:
     """A whole response of the router's own."""
-    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
-        status,
-        HTTPStatus(status).phrase.encode(),
+    return b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        status_line(status),
         kind,
         len(body),
         b"connection: close\r\n" if close else b"",

@@ -51,7 +51,7 @@ class Metrics:
     def observe(self, record: Record) -> None:
         """A request has ended."""
         place = (record.assigned or "", record.mirror)
-        arm = self._arms.get(place) or self._arms.setdefault(place, ArmMetrics())
+        arm = self._of(place)
         arm.requests[record.status] += 1
         if record.error:
             arm.errors[record.error] += 1
@@ -69,10 +69,18 @@ class Metrics:
             if (itl := record.itl) is not None:
                 arm.itl.observe(itl)
 
+    def turned_away(self) -> None:
+        """A connection beyond the limit was closed, before it said whose it is."""
+        self._of(("", False)).errors["too_many_connections"] += 1
+
+    def _of(self, place: tuple[str, bool]) -> ArmMetrics:
+        return self._arms.get(place) or self._arms.setdefault(place, ArmMetrics())
+
     def totals(self, arm: str) -> dict[str, int]:
-        """Requests assigned to an arm since the start, and those of them it failed."""
+        """Requests assigned to an arm since the start, those of them it failed, and their tokens."""
         found = self._arms.get((arm, False)) or ArmMetrics()
-        return {"requests": found.requests.total(), "failed": found.failures}
+        tokens = {"input_tokens": found.tokens["input"], "output_tokens": found.tokens["output"]}
+        return {"requests": found.requests.total(), "failed": found.failures, **tokens}
 
     def text(self, arms: dict[str, Arm], version: int, dropped: int) -> str:
         """Everything in Prometheus' text format 0.0.4."""

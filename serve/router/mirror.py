@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from serve.router.exchange import Exchange
 from serve.router.record import Record
@@ -17,7 +18,7 @@ class Nobody:
         self.deadline = 0.0
         self.busy = False
         self.exchange: Exchange | None = None
-        router.watched.add(self)
+        router.watched[self] = None
 
     def write(self, data: bytes) -> None:
         pass
@@ -29,17 +30,17 @@ class Nobody:
         pass
 
     def done(self) -> None:
-        self._router.watched.discard(self)
+        self._router.watched.pop(self, None)
 
     def fail(self, status: int, message: str) -> None:
-        self._router.watched.discard(self)
+        self._router.watched.pop(self, None)
 
     def abort(self) -> None:
-        self._router.watched.discard(self)
+        self._router.watched.pop(self, None)
 
     def cut(self) -> None:
         """The router ends."""
-        self._router.watched.discard(self)
+        self._router.watched.pop(self, None)
         if self.exchange:
             self.exchange.client_lost()
 
@@ -63,7 +64,8 @@ def mirror(router: Router, original: Exchange, body: list[bytes]) -> None:
     record.assigned, record.reason, record.key = arm, "mirror", of.key
     record.request_model = of.request_model
     nobody = Nobody(router)
-    nobody.exchange = Exchange(nobody, live, record, original.request, [arm])
+    nobody.exchange = Exchange(nobody, live, record, replace(original.request), (live.arms[arm],))
     nobody.exchange.kept = list(body)
     nobody.exchange.sent = True
     nobody.exchange.start()
+    nobody.exchange.forward()

@@ -52,7 +52,7 @@ class Section(BaseModel):
 
 
 class Timeouts(Section):
-    connect_s: Seconds = Field(10.0, description="Until a connection stands; a busy machine takes long.")
+    connect_s: Seconds = Field(3.0, description="Until a connection stands.")
     first_byte_s: Seconds = Field(120.0, description="From the sent request to the first byte of the answer.")
     idle_s: Seconds = Field(120.0, description="Between two pieces of an answer.")
 

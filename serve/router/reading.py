@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from engines.errors import UserError
 from serve.router.policy import Place, Policy
 
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's: a rollback waits for it
+DEEPEST = 20
 SCHEMA = Path(__file__).resolve().parent / "schema.json"
 
 
@@ -31,16 +33,16 @@ def read_policy(path: Path) -> Policy:
 def parse_policy(text: str, name: str = "policy") -> Policy:
     """The policy in a text; `name` is what errors call it."""
     try:
-        aliases = [event for event in yaml.parse(text) if isinstance(event, yaml.AliasEvent)]
-        root = yaml.compose(text, yaml.SafeLoader)
-        document = yaml.safe_load(text)
+        _check_shape(text, name)
+        root = yaml.compose(text, Loader)
+        document = yaml.load(text, Loader)
+    except UserError:  # a ValueError, too
+        raise
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{name}:{line}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
-    for alias in aliases:  # a few of them can unfold to gigabytes
-        raise UserError(f"{name}:{_line(alias)}: *{alias.anchor}: write the value out; no aliases")
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{name}: found {type(document).__name__}, expected a mapping of policy fields")
     for key in _repeated(root):
@@ -51,9 +53,20 @@ def parse_policy(text: str, name: str = "policy") -> Policy:
         raise UserError(_first_problem(error, root, name)) from None
 
 
+def _check_shape(text: str, name: str) -> None:
+    """Refuses what a short text makes gigabytes or minutes of: aliases, and lists in lists without end."""
+    depth = 0
+    for event in yaml.parse(text, Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{name}:{_line(event)}: *{event.anchor}: write the value out; no aliases")
+        if depth > DEEPEST:
+            raise UserError(f"{name}:{_line(event)}: nested deeper than any policy is")
+
+
 def with_weights(text: str, weights: Mapping[str, Decimal]) -> str:
     """The same text with other weights; all else, comments too, stays as it was written."""
-    root = yaml.compose(text, yaml.SafeLoader)
+    root = yaml.compose(text, Loader)
     assert root
     split = next(value for key, value in root.value if key.value == "split")
     found = next(value for key, value in split.value if key.value == "weights")

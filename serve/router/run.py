@@ -24,6 +24,8 @@ from serve.router.control import Control, open_router
 from serve.router.health import check_forever
 from serve.router.log import Log
 from serve.router.otlp import Exporter
+from serve.router.recent import Recent
+from serve.router.router import Router
 from serve.router.versions import Versions
 
 BACKLOG = 4096
@@ -59,7 +61,7 @@ class Running:
 def run(options: Options) -> None:
     """Serves until SIGTERM or SIGINT, then lets streams finish for `drain_s`. SIGHUP reads the file again."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two descriptors a stream
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two files a stream
     uvloop.run(_until_told(options))
 
 
@@ -81,6 +83,7 @@ async def _until_told(options: Options) -> None:
             f"http://{options.admin_host}:{running.admin_port}, "
             f"policy version {running.control.router.live.version}"
         )
+        _tell_room(running.control.router)
         await stop.wait()
 
 
@@ -88,18 +91,19 @@ async def _until_told(options: Options) -> None:
 async def serving(options: Options) -> AsyncIterator[Running]:
     """A router with both ports open; at the end it takes no more and drains."""
     loop = asyncio.get_running_loop()
-    token = _token(options.admin_token_file)
+    versions, token = Versions(options.state), _token(options.admin_token_file)
     with ExitStack() as closing:
         exporter = Exporter(options.otlp) if options.otlp else None
         if exporter:
             closing.callback(exporter.close)
         log = Log(options.log, stdout=options.log_stdout)
         closing.callback(log.close)
-        versions = Versions(options.state)
         router = open_router(options.policy, versions, log, _tell)
+        router.room = _room()
         control = Control(router, versions)
-        rollout = Driver(control, options.state, _tell)
-        router.observers.append(rollout.observe)
+        rollout = Driver(control, _tell)
+        recent = Recent()
+        router.observers += [rollout.observe, recent.observe]
         if exporter:
             router.observers.append(exporter.write)
         traffic = await loop.create_server(
@@ -107,10 +111,10 @@ async def serving(options: Options) -> AsyncIterator[Running]:
         )
         closing.callback(traffic.close)  # a loop does not end while a port is open
         admin = await asyncio.start_server(
-            Admin(control, rollout, token), options.admin_host, options.admin_port
+            Admin(control, rollout, recent, token), options.admin_host, options.admin_port
         )
         closing.callback(admin.close)
-        forever = (router.sweep(), check_forever(router), rollout.watch())
+        forever = (router.sweep(), check_forever(router, _tell), rollout.watch())
         tasks = [loop.create_task(work) for work in forever]
         try:
             yield Running(
@@ -122,6 +126,22 @@ async def serving(options: Options) -> AsyncIterator[Running]:
             await router.drain(options.drain_s)
             for task in tasks:
                 task.cancel()
+
+
+def _room() -> int:
+    """Clients that there are files for: two each, a tenth for all the rest. More would cost arms theirs."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft * 9 // 20
+
+
+def _tell_room(router: Router) -> None:
+    wanted = router.live.policy.limits.connections
+    if router.room < wanted:
+        _tell(
+            f"this process may open files for {router.room} clients at once, limits.connections is {wanted}: "
+            f"raise the limit on open files (ulimit -Hn, LimitNOFILE= in systemd) above {wanted * 20 // 9}, "
+            "or lower limits.connections"
+        )
 
 
 async def _reload(control: Control, file: Path) -> None:

@@ -8,18 +8,19 @@ from typing import Protocol, cast
 import httptools
 
 from serve.router.head import Request
-from serve.router.messages import HOP_BY_HOP, named_by_connection
+from serve.router.messages import named_by_connection
 
 HIGH_WATER = 65_536  # bytes that wait to be sent before the other side is asked to pause
 MAX_HEAD = 65_536
+MOST_IDLE = 256  # connections kept to an arm; a burst's others are closed
 
 
 class Pool(Protocol):
-    """An arm: where it is, its idle connections, and the headers it may not set itself."""
+    """An arm: where it is, its idle connections, and the headers of its answers that are not passed on."""
 
     host: str
     port: int
-    told: frozenset[bytes]
+    dropped: frozenset[bytes]
     idle: list[Upstream]
 
 
@@ -34,7 +35,7 @@ class Asker(Protocol):
     def relieved(self) -> None: ...
     def lost(self, why: str) -> None: ...
     def answer_head(
-        self, status: int, reason: bytes, lines: list[bytes], length: bytes | None, event_stream: bool
+        self, status: int, lines: list[bytes], length: bytes | None, event_stream: bool
     ) -> None: ...
     def answer_body(self, data: bytes) -> None: ...
     def answer_end(self) -> None: ...
@@ -54,7 +55,6 @@ class Upstream(asyncio.Protocol):
         "headed",
         "keep",
         "parser",
-        "reason",
         "reused",
         "spoiled",
         "transport",
@@ -70,7 +70,7 @@ class Upstream(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
         self.reused = False
         self._expect()
-        self.connecting = asyncio.get_running_loop().create_task(self._connect())
+        self.connecting: asyncio.Task[None] | None = asyncio.get_running_loop().create_task(self._connect())
 
     def reuse(self, exchange: Asker) -> None:
         """Takes the next exchange."""
@@ -79,11 +79,14 @@ class Upstream(asyncio.Protocol):
         self._expect()
 
     def send(self, data: bytes) -> None:
+        """Takes a piece of the request; `forward` sends what has gathered in one write."""
+        self.unsent.append(data)
+
+    def forward(self) -> None:
         """Sends now, or as soon as the connection stands."""
-        if self.transport:
-            self.transport.write(data)
-        else:
-            self.unsent.append(data)
+        if self.transport and self.unsent:
+            self.transport.write(b"".join(self.unsent))
+            self.unsent.clear()
 
     def pause(self) -> None:
         """The client does not keep up."""
@@ -97,13 +100,13 @@ class Upstream(asyncio.Protocol):
     def close(self) -> None:
         """Drops the connection; the arm stops working on what it carried. The exchange hears nothing more."""
         self.exchange = None
-        self.connecting.cancel()
+        if self.connecting:
+            self.connecting.cancel()
         if self.transport:
             self.transport.abort()
 
     def _expect(self) -> None:
         self.fields: list[tuple[bytes, bytes, bytes]] = []  # name in lower case, name, value
-        self.reason = b""
         self.complete = False
         self.head_bytes = 0
         self.headed = False
@@ -125,10 +128,9 @@ class Upstream(asyncio.Protocol):
         if self.exchange is None:
             transport.abort()
             return
-        self.transport = transport
+        self.transport, self.connecting = transport, None
         transport.set_write_buffer_limits(HIGH_WATER)
-        transport.writelines(self.unsent)
-        self.unsent.clear()
+        self.forward()
         self.exchange.connected()
 
     def data_received(self, data: bytes) -> None:
@@ -151,6 +153,7 @@ class Upstream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         exchange = self.exchange
         self._drop()
+        del self.parser  # it refers back
         if exchange and self.headed and self.until_close and not error:
             self.exchange = None
             exchange.answer_end()
@@ -172,9 +175,6 @@ class Upstream(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self.spoiled = self.complete  # more than was asked for
 
-    def on_status(self, reason: bytes) -> None:
-        self.reason += reason
-
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.headed:  # what follows a body are trailers
             self.fields.append((name.lower(), name, value))
@@ -184,20 +184,20 @@ class Upstream(asyncio.Protocol):
         if self.exchange is None or self.spoiled or status < 200:
             return
         self.headed = True
-        drop = HOP_BY_HOP | self.arm.told
+        drop = self.arm.dropped
         found: dict[bytes, bytes] = {}
         for lower, _, value in self.fields:
             if lower == b"connection":
                 drop = drop | named_by_connection(value)
             elif lower in (b"content-length", b"content-type", b"transfer-encoding"):
                 found[lower] = value
-        lines = [b"%b: %b\r\n" % (name, value) for lower, name, value in self.fields if lower not in drop]
+        lines = [name + b": " + value + b"\r\n" for lower, name, value in self.fields if lower not in drop]
         self.fields = []
         chunked = b"transfer-encoding" in found
         length = None if chunked else found.get(b"content-length")
         self.until_close = length is None and not chunked
         event_stream = found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
-        self.exchange.answer_head(status, self.reason, lines, length, event_stream)
+        self.exchange.answer_head(status, lines, length, event_stream)
         if self.exchange.request.method == b"HEAD":
             self.complete = self.spoiled = True  # no body follows, which the parser cannot know
 
@@ -210,13 +210,12 @@ class Upstream(asyncio.Protocol):
             self.complete = True
             self.keep = self.parser.should_keep_alive()  # asked later, it has forgotten
         else:  # an informational answer; the real one follows
-            self.fields = []
-            self.reason = b""
+            self.fields.clear()
 
     def _finish(self) -> None:
         exchange, self.exchange = self.exchange, None
         assert exchange
-        if self.keep and not self.spoiled and exchange.sent:
+        if self.keep and not self.spoiled and exchange.sent and len(self.arm.idle) < MOST_IDLE:
             self.arm.idle.append(self)
         else:
             self._drop()

@@ -16,18 +16,24 @@ from hashlib import sha256
 from pathlib import Path
 
 from engines.errors import UserError
+from serve.router.disk import write_whole
 
 
 @dataclass(frozen=True)
 class Change:
-    """A line of the audit log. `content` is the version whose text it has: its own, or one gone back to."""
+    """A line of the audit log. `content` is the version whose text it has: its own, or one gone back to.
+
+    `rollout` is the ramp's status from then on, where a rollout made the change: one line holds both, so a
+    crash never parts them.
+    """
 
     version: int
     content: int
-    action: str  # file, put or rollback
+    action: str  # file, put, rollback, or what a rollout did and why
     by: str  # an address, or `file`
     sha256: str
     time: str
+    rollout: str = ""
 
 
 class Versions:
@@ -36,7 +42,10 @@ class Versions:
     def __init__(self, folder: Path) -> None:
         self._policies = folder / "policies"
         self._audit = folder / "audit.jsonl"
-        self._policies.mkdir(parents=True, exist_ok=True)
+        try:
+            self._policies.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{folder} is a file: expected a folder for the router's state") from None
         self.changes = self._read()
 
     @property
@@ -57,23 +66,25 @@ class Versions:
             raise UserError("there is no version before this one")
         return self.last.content - 1
 
-    def put(self, text: str, action: str, by: str) -> Change:
+    def put(self, text: str, action: str, by: str, rollout: str = "") -> Change:
         """Keeps a new text as the next version. Returns when it is on disk."""
         version = len(self.changes) + 1
         temporary = self._file(version).with_suffix(".new")
-        _write(temporary, text.encode(), "wb")
+        write_whole(temporary, text.encode(), "wb")
         temporary.replace(self._file(version))
-        return self._append(version, version, action, by, text)
+        return self._append(version, version, action, by, text, rollout)
 
     def go_back(self, to: int, by: str) -> Change:
         """Keeps the text of an earlier version as the next one. Returns when it is on disk."""
         text = self.text(to)
         return self._append(len(self.changes) + 1, self.changes[to - 1].content, "rollback", by, text)
 
-    def _append(self, version: int, content: int, action: str, by: str, text: str) -> Change:
+    def _append(
+        self, version: int, content: int, action: str, by: str, text: str, rollout: str = ""
+    ) -> Change:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        change = Change(version, content, action, by, sha256(text.encode()).hexdigest(), now)
-        _write(self._audit, json.dumps(asdict(change)).encode() + b"\n", "ab")
+        change = Change(version, content, action, by, sha256(text.encode()).hexdigest(), now, rollout)
+        write_whole(self._audit, json.dumps(asdict(change)).encode() + b"\n", "ab")
         self.changes.append(change)
         return change
 
@@ -101,14 +112,3 @@ def read_texts(folder: Path) -> dict[int, str]:
         raise UserError(f"no versions in {folder}: expected the state of a router")
     versions = Versions(folder)
     return {change.version: versions.text(change.version) for change in versions.changes}
-
-
-def _write(path: Path, data: bytes, mode: str) -> None:
-    with path.open(mode, buffering=0) as file:
-        end = file.tell()
-        try:
-            file.write(data)
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)  # half a line would spoil the next one
-            raise
