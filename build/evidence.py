@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -180,8 +181,11 @@ def report(
 
 def environment() -> dict[str, Any]:
     """Where a measurement was made."""
+    gpu = find_gpu()
     return {
+        "host": socket.gethostname(),
         "processor": processor_name(),
+        "gpu": asdict(gpu) if gpu else None,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": sys.version.split()[0],

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from engines.errors import UserError
+
 TARGETS = ("nginx", "haproxy", "envoy", "gateway-api", "istio")
 
 
@@ -37,11 +39,19 @@ def add_commands(commands: Any) -> None:
     )
 
     together = commands.add_parser("up", help="start the arms of a policy, and its router")
-    together.add_argument("policy", type=Path, metavar="POLICY", help="YAML file; its arms have artifacts")
+    together.add_argument(
+        "policy", type=Path, nargs="?", metavar="POLICY", help="YAML file; its arms have artifacts"
+    )
     together.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
     together.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
     together.add_argument(
         "--state", type=Path, default=Path("router-state"), metavar="DIR", help="default router-state"
+    )
+    together.add_argument(
+        "--select",
+        nargs=argparse.REMAINDER,
+        metavar="…",
+        help="instead of a policy, and last: the variant that `build select` chooses, given what follows",
     )
 
     compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
@@ -108,8 +118,13 @@ def route(options: argparse.Namespace) -> None:
 
 def up(options: argparse.Namespace) -> None:
     """Arms and router, until they are told to stop."""
+    from serve.selected import select_policy
     from serve.up import up
 
+    if (options.policy is None) == (options.select is None):
+        raise UserError("serve up: give a POLICY, or --select and what to select by; exactly one of the two")
+    if options.select is not None:
+        options.policy = select_policy(options.select, options.state)
     up(options)
 
 
