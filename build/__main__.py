@@ -1,4 +1,4 @@
-"""``python -m build``: all, plan, list, inspect, verify, select, schema."""
+"""``python -m build``: all, plan, list, inspect, verify, select, publish, pull, schema."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from engines.errors import UserError
 
 MODULES = {
     "select": "build.select.commands",
+    "publish": "build.release.commands",
+    "pull": "build.release.commands",
 }
 EPILOG = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed or nothing fits, 4 gate inconclusive"
 
@@ -55,6 +57,16 @@ def parser() -> argparse.ArgumentParser:
         "artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="default: every one below --out"
     )
     _add_select(commands, json_flag)
+    publish = commands.add_parser("publish", parents=[json_flag], help="variants that passed, to elsewhere")
+    publish.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT")
+    publish.add_argument(
+        "--to", required=True, metavar="DIR|oci://HOST/REPO:TAG|hf://OWNER/NAME", help="where to"
+    )
+    publish.add_argument("--key", type=Path, metavar="FILE", help="private EC key (PEM) to sign with")
+    pull = commands.add_parser("pull", parents=[out, json_flag], help="a published variant, checked")
+    pull.add_argument("reference", metavar="oci://HOST/REPO@sha256:…")
+    pull.add_argument("--key", type=Path, metavar="FILE", help="public EC key (PEM) that must have signed it")
+    pull.add_argument("--unsigned", action="store_true", help="take it without a signature checked")
     commands.add_parser("schema", help="the JSON Schema of recipes")
     return main
 
