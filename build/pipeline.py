@@ -11,6 +11,7 @@ from bench.verdict import Verdict
 from build import stages
 from build.console import Console
 from build.evidence import Built, documents, environment, judge, report, runs_here, time_requests
+from build.markdown import markdown
 from build.publish import publish
 from build.recipe import BASELINES, KINDS, Recipe
 from build.source import Source
@@ -104,6 +105,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
         "variants": rows,
     }
     write_json(folder / "summary.json", summary)
+    (folder / "summary.md").write_text(markdown(summary))
     report(summary, built, gates, timings, folder / "report.html")
     return summary
 
