@@ -116,7 +116,9 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         memory_at=(recipe.gate.context, recipe.gate.batch),
         unmeasured={} if runs_here(variant) else dict.fromkeys(ON_DEVICE, _elsewhere(variant, recipe)),
     )
-    return gate(measurements, limits)
+    waivers = [waiver for waiver in recipe.waivers if waiver.variant == variant]
+    told = [waiver.model_dump(mode="json", exclude={"variant"}) for waiver in waivers]
+    return gate(measurements, limits).model_copy(update={"waivers": told})
 
 
 def runs_here(variant: str) -> bool:

@@ -8,7 +8,7 @@ from bench.resources import human_size
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """One row for each variant, and a line for every check that decided against one."""
+    """One row for each variant, and a line for every check against one, and for every waiver."""
     lines = [
         f"### {summary['model']}: {summary['verdict']}",
         "",
@@ -27,6 +27,10 @@ def markdown(summary: dict[str, Any]) -> str:
             f"- `{variant['name']}` {check['metric']}: {check['verdict']}, {check['reason']}"
             for check in variant["checks"]
             if check["verdict"] in ("FAIL", "INCONCLUSIVE")
+        ]
+        against += [
+            f"- `{variant['name']}` {waiver['check']}: waived until {waiver['expires']}, {waiver['reason']}"
+            for waiver in variant["waivers"]
         ]
     return "\n".join(lines + ([""] if against else []) + against) + "\n"
 

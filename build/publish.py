@@ -67,6 +67,19 @@ def replaced(target: Path) -> Iterator[Path]:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
+@contextmanager
+def beside(artifact: Path) -> Iterator[Path]:
+    """An empty folder beside the artifact, gone when the block ends; meanwhile none replaces the artifact."""
+    folder = artifact.with_name(f".{artifact.name}.release")
+    with FileLock(artifact.with_name(f".{artifact.name}.lock")):
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def published(out: Path) -> list[Path]:
     """Every published folder below ``out``, in order."""
     return sorted(path.parent for path in out.glob(f"*/*/{MANIFEST}") if not path.parent.name.startswith("."))

@@ -70,17 +70,21 @@ def test_the_summary_for_a_pull_request() -> None:
     check = {"metric": "accuracy", "relative": False, "reason": "worse", "verdict": "FAIL"}
     low = {**check, "delta": -3.14, "ci_low": -4.2, "ci_high": -2.0}
     unmeasured = {**check, "delta": None, "verdict": "UNMEASURED"}
-    variants = [
-        {"name": "a", "verdict": "FAIL", "checks": [low], "bytes": 10**6, "peak_memory_bytes": 10**8},
-        {"name": "b", "verdict": "UNMEASURED", "checks": [unmeasured], "bytes": 1, "peak_memory_bytes": None},
-    ]
+    waiver = {"check": "accuracy", "reason": "a demo", "expires": "2027-05-31"}
+    a = {"name": "a", "verdict": "FAIL", "checks": [low], "bytes": 10**6, "peak_memory_bytes": 10**8}
+    b = {"name": "b", "verdict": "UNMEASURED", "checks": [unmeasured], "bytes": 1, "peak_memory_bytes": None}
+    variants = [a | {"waivers": [waiver]}, b | {"waivers": []}]
     lines = markdown({"model": "m", "verdict": "FAIL", "variants": variants}).splitlines()
     assert lines[0] == "### m: FAIL"
     assert lines[4:6] == [
         "| `a` | FAIL | -3.1 (-4.2 to -2.0) | - | 1 MB | 100 MB |",
         "| `b` | UNMEASURED | - | - | 1 B | - |",
     ]
-    assert lines[6:] == ["", "- `a` accuracy: FAIL, worse"]
+    assert lines[6:] == [
+        "",
+        "- `a` accuracy: FAIL, worse",
+        "- `a` accuracy: waived until 2027-05-31, a demo",
+    ]
 
 
 def test_documented_files_exist() -> None:

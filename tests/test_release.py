@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -345,6 +346,12 @@ def test_a_folder_is_a_catalogue(tmp_path: Path, keys: Path, run: Run, refused: 
     assert row["reference"] == str(shelf / "qwen3-vl-micro" / "gptq-int4-onnx")
     assert verify(Path(row["reference"])) == []
     assert run("select", "--catalogue", shelf, "--device", "cpu")["choice"] == "gptq-int4-onnx"
+    # As docs/deploy.md says: whoever pulls needs no more than the signing project's own program.
+    model, signature = row["reference"], f"{row['reference']}/attestations/model.sig"
+    line = [sys.executable, "-m", "model_signing", "verify", "key", model, "--signature", signature]
+    line += ["--public_key", str(keys / "ours.pub"), "--ignore-paths", signature]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert "Verification succeeded" in done.stdout, done.stderr
     assert "choose another folder" in refused("publish", row["reference"], "--to", shelf)
 
 
@@ -363,7 +370,7 @@ def test_addresses_that_lead_nowhere(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     artifact = publish_variant(tmp_path, "gptq-int4-onnx")
     assert told in refused("publish", artifact, "--to", to)
-    assert {path.name for path in artifact.parent.iterdir()} == {"gptq-int4-onnx"}  # staging is gone
+    assert not (artifact.parent / ".gptq-int4-onnx.release").exists()
 
 
 def test_what_did_not_pass_stays(tmp_path: Path, refused: Callable[..., str], run: Run) -> None:

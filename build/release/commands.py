@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.resources import human_size
-from build.publish import replaced
+from build.publish import beside, replaced
 from build.release.hub import SCHEME as HUB
 from build.release.hub import upload_to_hub
 from build.release.pull import pull
@@ -52,24 +51,20 @@ def _publish(artifact: Path, to: str, key: Path | None) -> Json:
         with replaced(target) as fresh:
             digest = stage(artifact, fresh, key).digest
         return row | {"reference": str(target), "digest": digest}
-    # Beside the artifact, so that staging is hard links.
-    with tempfile.TemporaryDirectory(dir=artifact.parent, prefix=f".{variant}.release-") as folder:
-        fresh = Path(folder) / variant
-        fresh.mkdir()
-        manifest = stage(artifact, fresh, key)
-        if to.startswith(HUB):
-            return row | {"reference": upload_to_hub(fresh, to), "digest": manifest.digest}
-        reference = Reference.parse(to)
-        if reference.digest:
-            raise UserError(
-                f"--to {to}: a digest follows from the content; give a tag, or none for {variant}"
-            )
-        reference = replace(reference, tag=reference.tag or variant)
-        sessions = Sessions(artifact.with_name(f".{variant}.uploads.json"))
-        with Registry(reference) as registry:
-            pushed = push(fresh, model, reference.last, registry, sessions)
-        sizes = {"bytes": pushed.bytes, "sent_bytes": pushed.sent_bytes}
-        return row | {"reference": reference.at(pushed.digest), "digest": pushed.digest, **sizes}
+    if to.startswith(HUB):
+        with beside(artifact) as fresh:
+            digest = stage(artifact, fresh, key).digest
+            return row | {"reference": upload_to_hub(fresh, to, variant), "digest": digest}
+    reference = Reference.parse(to)
+    if reference.digest:
+        raise UserError(f"--to {to}: a digest follows from the content; give a tag, or none")
+    reference = replace(reference, tag=reference.tag or variant)
+    sessions = Sessions(artifact.with_name(f".{variant}.uploads.json"))
+    with beside(artifact) as fresh, Registry(reference) as registry:
+        stage(artifact, fresh, key)
+        pushed = push(fresh, model, reference.last, registry, sessions)
+    sizes = {"bytes": pushed.bytes, "sent_bytes": pushed.sent_bytes}
+    return row | {"reference": reference.at(pushed.digest), "digest": pushed.digest, **sizes}
 
 
 def pull_command(options: Namespace) -> int:

@@ -10,14 +10,14 @@ from engines.errors import UserError
 SCHEME = "hf://"
 
 
-def upload_to_hub(folder: Path, address: str) -> str:
+def upload_to_hub(folder: Path, address: str, variant: str) -> str:
     """Uploads to `hf://OWNER/NAME[@REVISION]`, made where it does not exist; returns the commit's address.
 
     The hub's own client uploads in parallel, resumes, and sends nothing that the hub has.
     """
     from httpx2 import TransportError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
     if found is None:
@@ -27,9 +27,9 @@ def upload_to_hub(folder: Path, address: str) -> str:
     try:
         api.create_repo(repo, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, revision=revision, commit_message=f"Publish {folder.name}"
+            repo_id=repo, folder_path=folder, revision=revision, commit_message=f"Publish {variant}"
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, TransportError, OSError) as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError, TransportError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{address}: {reason}; is it yours, and is `hf auth login` done?") from None
     return str(commit.commit_url)
