@@ -31,6 +31,7 @@ def up(options: argparse.Namespace) -> None:
     with arms(commands, stopping):
         serve = [sys.executable, "-m", "serve", "router", str(options.policy)]
         flags = ["--host", options.host, "--port", str(options.port), "--state", str(options.state)]
+        flags += ["--admin-port", str(options.admin_port)]
         with _process([*serve, *flags]) as router:
             while not stopping.wait(0.2):
                 if router.poll() is not None:

@@ -36,16 +36,21 @@ def publish_variant(
     verdict: str = "PASS",
     waivers: list[dict[str, str]] | None = None,
     seed: int = 0,
+    content: Path | None = None,
 ) -> Path:
     """`root`/qwen3-vl-micro/`variant`: `right` of 100 answers, requests that took `e2e_ms`, peak `memory`."""
     folder = root / "qwen3-vl-micro" / variant
     evidence = folder / "evidence"
-    evidence.mkdir(parents=True)
-    for name in ("config.json", "generation_config.json", "tokenizer.json"):
-        shutil.copyfile(ROOT / "bench" / "micro" / "checkpoint" / name, folder / name)
-    weights = "decoder.onnx.data" if engine == ONNX else "model.safetensors"
-    (folder / weights).write_bytes(random.Random(seed).randbytes(300_000))
+    if content is not None:  # a real one
+        shutil.copytree(content, folder)
+    else:
+        folder.mkdir(parents=True)
+        for name in ("config.json", "generation_config.json", "tokenizer.json"):
+            shutil.copyfile(ROOT / "bench" / "micro" / "checkpoint" / name, folder / name)
+        weights = "decoder.onnx.data" if engine == ONNX else "model.safetensors"
+        (folder / weights).write_bytes(random.Random(seed).randbytes(300_000))
     files = hash_folder(folder)
+    evidence.mkdir()
     answers = [Observation(str(i), "facts", "a", "a", i < right, 0.0, (1,)) for i in range(100)]
     (evidence / "observations.jsonl").write_text("".join(json.dumps(asdict(a)) + "\n" for a in answers))
     if e2e_ms is not None:

@@ -44,6 +44,7 @@ def add_commands(commands: Any) -> None:
     )
     together.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
     together.add_argument("--port", type=int, default=8080, metavar="N", help="of the traffic; default 8080")
+    together.add_argument("--admin-port", type=int, default=8090, metavar="N", help="default 8090")
     together.add_argument(
         "--state", type=Path, default=Path("router-state"), metavar="DIR", help="default router-state"
     )
