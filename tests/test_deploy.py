@@ -57,6 +57,7 @@ def test_the_way_of_a_variant(micro_checkpoint: Path, tmp_path: Path) -> None:
         "serve",
         "up",
         f"--port={port}",
+        "--admin-port=0",
         f"--state={tmp_path / 'state'}",
         "--select",
     ]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from build.__main__ import main
+from build.forecast import Machine
 from build.select import devices
 from build.select.devices import KNOWN, Device
 from engines.device import Gpu, available_memory
@@ -24,6 +25,12 @@ from tests.published import publish_variant
 
 ADA = {"host": "elsewhere", "processor": "?", "gpu": {"name": "NVIDIA GeForce RTX 4090 D"}}
 ENGINES = {"runtime": "TensorRT for RTX", "target": "sm89"}
+
+
+@pytest.fixture(autouse=True)
+def rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring this machine takes seconds, and no test here asks how fast it is."""
+    monkeypatch.setattr(devices, "_measured", lambda: Machine(flops=1e11, read=2e10, hashed=1e9))
 
 
 @pytest.fixture
@@ -174,6 +181,19 @@ def test_engines_need_their_driver_and_runtime(
     ):
         monkeypatch.setattr("build.select.commands.find_devices", lambda name, facts=facts: here(**facts))
         assert told in reasons(select(catalogue, capsys, "--context=128"))["trt-gptq-int4-sm89"]
+
+
+def test_a_gpu_that_is_left_idle_is_told(
+    catalogue: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Gpu("NVIDIA T400", "sm75", 400 << 20, "580.1", "13.0")  # too small for the checkpoint
+    monkeypatch.setattr(devices, "find_gpu", lambda: small)
+    found = select(catalogue, capsys)
+    assert (found["choice"], found["unused"]) == ("gptq-int4-onnx", ["NVIDIA T400"])
+    checkpoint = next(row for row in found["reasons"] if row["variant"] == "fp16")
+    assert not checkpoint["device"]["gpu"]
+    assert checkpoint["accepted"]
+    assert select(catalogue, capsys, "--device=cpu")["unused"] == []
 
 
 @pytest.mark.parametrize(

@@ -76,14 +76,21 @@ def choose(catalogue: Sequence[Published], devices: Sequence[Device], wanted: Wa
 
 
 def _judge(published: Published, devices: Sequence[Device], wanted: Wanted, load: Workload) -> Candidate:
-    refusals = [(device, _cannot_run(published, device)) for device in devices]
-    device = next((device for device, refused in refusals if refused is None), None)
+    """On the first device where it fits, or else on the first that can run it."""
     problem = published.problem()
     if problem is None and not known(published):
         problem = f"this version knows no variant {published.variant}: select with the version that built it"
-    if problem or device is None:
-        reason = problem or "; ".join(str(refused) for _, refused in refusals)
-        return Candidate(published, devices[0], None, reason)
+    if problem:
+        return Candidate(published, devices[0], None, problem)
+    refusals = {device: _cannot_run(published, device) for device in devices}
+    able = [_hold(published, device, wanted, load) for device in devices if refusals[device] is None]
+    if not able:
+        return Candidate(published, devices[0], None, "; ".join(filter(None, refusals.values())))
+    return next((candidate for candidate in able if candidate.accepted), able[0])
+
+
+def _hold(published: Published, device: Device, wanted: Wanted, load: Workload) -> Candidate:
+    """A variant's figures on a device that can run it, held against what is wanted."""
     found = estimate(published, device, load)
     misses = [*_too_large(published, device, found, wanted, load), *_too_inaccurate(found, wanted)]
     if not misses:

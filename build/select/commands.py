@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
 
 from bench.resources import human_size
 from build.select.catalogue import read_catalogue
 from build.select.choice import Candidate, Choice, Wanted, choose
-from build.select.devices import find_devices
+from build.select.devices import Device, find_devices
 
 NOTHING_FITS = 3
 
@@ -20,12 +21,19 @@ def select_command(options: Namespace) -> int:
     wanted = Wanted(options.context, options.batch, options.memory, options.objective, options.accuracy)
     choice = choose(catalogue, devices, wanted)
     if options.json:
-        print(json.dumps(_document(choice)))
+        print(json.dumps(_document(choice) | {"unused": _unused(choice, devices)}))
     else:
         for device in devices:
             print(f"device: {device}")
         _print(choice, wanted, options.explain)
+        for idle in _unused(choice, devices):
+            print(f"note: {idle} stays unused, the choice runs on {devices[-1].name}")
     return 0 if choice.chosen else NOTHING_FITS
+
+
+def _unused(choice: Choice, devices: Sequence[Device]) -> list[str]:
+    """GPUs that the choice leaves idle."""
+    return [d.name for d in devices if choice.chosen and d.gpu and d != choice.chosen.device]
 
 
 def _print(choice: Choice, wanted: Wanted, explain: bool) -> None:
