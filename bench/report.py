@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bench.figures import VariantEvidence, accuracy_row, figures, signed, speed
-from bench.gate import Check, Limits, Verdict
+from bench.gate import Check, Gate, Limits, Verdict
 from bench.latency import table
 from bench.resources import human_size
 
@@ -88,8 +88,16 @@ def _card(v: VariantEvidence, facts: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": v.gate.verdict,
         "facts": shown,
         "reason": f"{_title(decisive)}: {decisive.reason}" if decisive else "",
-        "checks": [(c.verdict, _title(c), _figures(c), c.reason) for c in v.gate.checks],
+        "checks": [(c.verdict, _title(c), _figures(c), c.reason + _waived(c, v.gate)) for c in v.gate.checks],
     }
+
+
+def _waived(check: Check, gate: Gate) -> str:
+    """What a waiver says of a check that did not pass."""
+    standing = [waiver for waiver in gate.waivers if waiver["check"] == check.metric]
+    if not standing or check.verdict == Verdict.PASS:
+        return ""
+    return f"; waived until {standing[0]['expires']}: {standing[0]['reason']}"
 
 
 def _title(check: Check) -> str:

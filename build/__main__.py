@@ -1,15 +1,22 @@
-"""``python -m build``: all, plan, list, inspect, verify, schema."""
+"""``python -m build``: all, plan, list, inspect, verify, select, publish, pull, schema."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from engines.errors import UserError
 
-EPILOG = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed, 4 gate inconclusive"
+MODULES = {
+    "select": "build.select.commands",
+    "publish": "build.release.commands",
+    "pull": "build.release.commands",
+}
+EPILOG = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed or nothing fits, 4 gate inconclusive"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,16 +56,59 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="default: every one below --out"
     )
+    _add_select(commands, json_flag)
+    publish = commands.add_parser("publish", parents=[json_flag], help="variants that passed, to elsewhere")
+    publish.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT")
+    publish.add_argument(
+        "--to", required=True, metavar="DIR|oci://HOST/REPO:TAG|hf://OWNER/NAME", help="where to"
+    )
+    publish.add_argument("--key", type=Path, metavar="FILE", help="private EC key (PEM) to sign with")
+    pull = commands.add_parser("pull", parents=[out, json_flag], help="a published variant, checked")
+    pull.add_argument("reference", metavar="oci://HOST/REPO@sha256:…")
+    pull.add_argument("--key", type=Path, metavar="FILE", help="public EC key (PEM) that must have signed it")
+    pull.add_argument("--unsigned", action="store_true", help="take it without a signature checked")
     commands.add_parser("schema", help="the JSON Schema of recipes")
     return main
 
 
+def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
+    select = commands.add_parser(
+        "select", parents=[json_flag], epilog=EPILOG, help="the published variant to run on a device"
+    )
+    select.add_argument(
+        "--catalogue", type=Path, default=Path("artifacts"), metavar="DIR", help="default: artifacts"
+    )
+    select.add_argument("--model", metavar="NAME", help="needed where the catalogue has several")
+    select.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto (this machine), cpu, rtx4090d, l4, h100, …"
+    )
+    select.add_argument(
+        "--memory", type=_bytes, metavar="SIZE", help="may be used, for example 6GB; default all it has"
+    )
+    select.add_argument(
+        "--context", type=_positive, default=2048, metavar="N", help="tokens of each sequence; default 2048"
+    )
+    select.add_argument(
+        "--batch", type=_positive, default=1, metavar="N", help="sequences at once; default 1"
+    )
+    select.add_argument(
+        "--objective",
+        choices=("latency", "throughput", "accuracy"),
+        default="latency",
+        help="default latency",
+    )
+    select.add_argument("--accuracy", type=float, metavar="PERCENT", help="at least so many answers right")
+    select.add_argument(
+        "--explain", action="store_true", help="figures of every variant, not the choice's only"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    from build import commands
-
+    # A machine that serves has none of what a build needs: these commands load no more than they use.
+    module = importlib.import_module(MODULES.get(options.command, "build.commands"))
     try:
-        return int(getattr(commands, f"{options.command}_command")(options))
+        return int(getattr(module, f"{options.command}_command")(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -73,6 +123,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)
 
 
 def _bytes(text: str) -> int:

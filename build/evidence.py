@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -115,7 +116,9 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         memory_at=(recipe.gate.context, recipe.gate.batch),
         unmeasured={} if runs_here(variant) else dict.fromkeys(ON_DEVICE, _elsewhere(variant, recipe)),
     )
-    return gate(measurements, limits)
+    waivers = [waiver for waiver in recipe.waivers if waiver.variant == variant]
+    told = [waiver.model_dump(mode="json", exclude={"variant"}) for waiver in waivers]
+    return gate(measurements, limits).model_copy(update={"waivers": told})
 
 
 def runs_here(variant: str) -> bool:
@@ -180,8 +183,11 @@ def report(
 
 def environment() -> dict[str, Any]:
     """Where a measurement was made."""
+    gpu = find_gpu()
     return {
+        "host": socket.gethostname(),
         "processor": processor_name(),
+        "gpu": asdict(gpu) if gpu else None,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": sys.version.split()[0],

@@ -11,8 +11,10 @@ from bench.verdict import Verdict
 from build import stages
 from build.console import Console
 from build.evidence import Built, documents, environment, judge, report, runs_here, time_requests
+from build.markdown import markdown
 from build.publish import publish
 from build.recipe import BASELINES, KINDS, Recipe
+from build.release.verdict import refusal
 from build.source import Source
 from build.store import Entry, Run, Store, Work
 from engines.artifact import write_json
@@ -70,8 +72,9 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
     folder.mkdir(exist_ok=True)
     rows = []
     for variant, artifact in built.artifacts.items():
-        passed, peak = gates[variant].verdict == "PASS", built.peak_memory(variant)
-        if passed and peak:
+        judged, peak = gates[variant], built.peak_memory(variant)
+        leaves = peak is not None and refusal(judged.model_dump(mode="json")) is None
+        if leaves and peak:
             needs = {
                 "device": KINDS[variant].target or "cpu",
                 "memory_bytes": peak.peak_memory_bytes,
@@ -79,19 +82,21 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
                 "batch": peak.batch,
                 "image_tokens": peak.image_tokens,
             }
-            found = documents(variant, recipe, built, gates[variant], timings)
+            found = documents(variant, recipe, built, judged, timings)
             publish(artifact, found, needs, folder / variant)
-        console.say(f"gate {variant}: {gates[variant].verdict}{'' if passed else ', not published'}")
+        waived = ", waived" if leaves and judged.verdict != "PASS" else ""
+        console.say(f"gate {variant}: {judged.verdict}{waived}{'' if leaves else ', not published'}")
         rows.append(
             {
                 "name": variant,
-                "path": str(folder / variant) if passed else None,
+                "path": str(folder / variant) if leaves else None,
                 "digest": artifact.digest,
-                "verdict": str(gates[variant].verdict),
+                "verdict": str(judged.verdict),
+                "waivers": judged.waivers,
                 "bytes": artifact.manifest.bytes,
                 "peak_memory_bytes": peak.peak_memory_bytes if peak else None,
                 "cached": artifact.cached,
-                "checks": [check.model_dump(mode="json") for check in gates[variant].checks],
+                "checks": [check.model_dump(mode="json") for check in judged.checks],
             }
         )
     summary: dict[str, Any] = {
@@ -105,6 +110,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
         "variants": rows,
     }
     write_json(folder / "summary.json", summary)
+    (folder / "summary.md").write_text(markdown(summary))
     report(summary, built, gates, timings, folder / "report.html")
     return summary
 

@@ -6,7 +6,8 @@ Files are hard links into the store. The folder is replaced by renames, so a rea
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,7 @@ def publish(
     target: Path,
 ) -> Manifest:
     """Puts ``artifact`` with its evidence (files, texts or JSON documents by name) at ``target``."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+    with replaced(target) as fresh:
         for name in artifact.manifest.files:
             link_or_copy(artifact.path / name, fresh / name)
         folder = fresh / EVIDENCE
@@ -48,11 +45,39 @@ def publish(
         facts = {"evidence": hashes, "requires": requires, "source": source}
         manifest = artifact.manifest.model_copy(update=facts)
         manifest.write(fresh)
-        if target.exists():
-            target.replace(old)
-        fresh.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
     return manifest
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `target` when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir()
+        try:
+            yield fresh
+            if target.exists():
+                target.replace(old)
+            fresh.replace(target)
+        finally:
+            for leftover in (fresh, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def beside(artifact: Path) -> Iterator[Path]:
+    """An empty folder beside the artifact, gone when the block ends; meanwhile none replaces the artifact."""
+    folder = artifact.with_name(f".{artifact.name}.release")
+    with FileLock(artifact.with_name(f".{artifact.name}.lock")):
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def published(out: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,6 +123,15 @@ class Latency(Section):
     warmup: PositiveInt = Field(2, description="Requests answered and thrown away before measuring.")
 
 
+class Waiver(Section):
+    """Lets a variant leave although one of its checks did not pass; gate, report and model card show it."""
+
+    variant: Variant = Field(description="Whose check it is.")
+    check: str = Field(min_length=1, description="Metric of the check, as gate.json names it.")
+    reason: str = Field(min_length=1, description="Why, for whoever reads the model card.")
+    expires: date = Field(description="Last day on which it counts.")
+
+
 class Recipe(Section):
     name: str = Field(description="Name of the recipe.")
     model: str = Field("embedded", description="`embedded`, a folder, or HUB_ID@REVISION.")
@@ -131,6 +141,9 @@ class Recipe(Section):
     evaluate: Evaluate = Field(Evaluate(), description="How accuracy is measured.")
     latency: Latency = Field(Latency(), description="How latency is measured.")
     gate: Limits = Field(Limits(), description="What a variant must hold to be published.")
+    waivers: tuple[Waiver, ...] = Field(
+        (), description="Checks that may fail: each {variant, check, reason, expires}."
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.process import apart
 from bench.verdict import Limits
 from build.code import ROOT
-from build.console import Console
 from build.recipe import KINDS, Evaluate, Export, Quantize
 from build.source import Source
 from build.store import Entry, Run, Work
@@ -22,6 +21,9 @@ from engines.artifact import File, canonical_digest, hash_file, write_json
 from engines.device import find_gpu
 from engines.errors import UserError
 from engines.tensorrt.targets import FP16, INT4, TARGETS, find_target
+
+if TYPE_CHECKING:  # a forecast, which needs no progress bar, stands on this module
+    from build.console import Console
 
 DEFAULT_CALIBRATION = ROOT / "quantize" / "calibration.jsonl"
 STANDARD = "-standard"  # ends the names of graphs that engines are compiled from

@@ -187,7 +187,6 @@ def _differences(old: Manifest, work: Work) -> list[str]:
 
 
 @functools.cache
-@functools.cache
 def processor_name() -> str:
     """The CPU's model name where the system tells it, else its architecture."""
     try:

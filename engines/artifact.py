@@ -18,6 +18,7 @@ from engines.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+ATTESTATIONS = "attestations"  # folder of what others say of an artifact: signature, SBOM, provenance
 
 # Facts of one run of the work, not of what it made: two equal builds may differ in them. What the code
 # was is in the stage's version; the commit it came from may differ in a README.
@@ -118,7 +119,8 @@ def damage(folder: Path, manifest: Manifest) -> list[str]:
         elif hash_file(path).sha256 != expected.sha256:
             found.append(f"{path}: its sha256 is not the manifest's")
     listed = {*manifest.files, *manifest.evidence, MANIFEST}
-    extra = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - listed
+    present = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    extra = {path.as_posix() for path in present if path.parts[0] != ATTESTATIONS} - listed
     return found + [f"{folder / name}: not in the manifest" for name in sorted(extra)]
 
 

@@ -1,8 +1,9 @@
-"""The NVIDIA GPU of this machine, asked through NVML."""
+"""What this machine has: memory that is free, and an NVIDIA GPU, asked through NVML."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from threading import Event, Thread
 from typing import Any
@@ -10,12 +11,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a device is. architecture: as in sm89; memory in bytes; driver: its version."""
+    """What a device is. architecture: as in sm89; memory in bytes; versions of its driver and of CUDA."""
 
     name: str
     architecture: str
     memory: int
     driver: str
+    cuda: str = ""
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: the machine's, or its container's where that is less."""
+    meminfo = Path("/proc/meminfo").read_text()
+    free = 1024 * int(meminfo.split("MemAvailable:")[1].split()[0])
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def find_gpu(index: int = 0) -> Gpu | None:
@@ -25,11 +40,13 @@ def find_gpu(index: int = 0) -> Gpu | None:
         return None
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    cuda = nvml.nvmlSystemGetCudaDriverVersion()
     return Gpu(
         name=nvml.nvmlDeviceGetName(handle),
         architecture=f"sm{major}{minor}",
         memory=nvml.nvmlDeviceGetMemoryInfo(handle).total,
         driver=nvml.nvmlSystemGetDriverVersion(),
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
     )
 
 

@@ -25,22 +25,31 @@ def declared() -> dict[str, list[str]]:
     own = [line for line in extras["dev"] if not line.startswith(project["name"])]
     return {
         "serve": project["dependencies"],
-        "dev": project["dependencies"] + extras["build"] + extras["tensorrt"] + extras["otlp"] + own,
+        "dev": project["dependencies"]
+        + extras["build"]
+        + extras["tensorrt"]
+        + extras["otlp"]
+        + extras["publish"]
+        + own,
     }
 
 
 def closure(requirements: Iterable[str]) -> dict[str, str]:
     """Installed version of every requirement and of all it needs, by canonical name."""
     versions: dict[str, str] = {}
+    seen: dict[str, set[str]] = {}  # extras of each, that of none included
     waiting = [Requirement(line) for line in requirements]
     while waiting:
         requirement = waiting.pop()
-        name = canonicalize_name(requirement.name)
-        if name in versions or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        name, extras = canonicalize_name(requirement.name), {"", *requirement.extras}
+        if extras <= seen.get(name, set()):
             continue
+        seen[name] = extras | seen.get(name, set())
         found = distribution(requirement.name)
         versions[name] = found.version.partition("+")[0]  # +cpu names a build of torch, not a version of it
-        waiting += [Requirement(line) for line in found.requires or []]
+        for needed in map(Requirement, found.requires or []):
+            if not needed.marker or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(needed)
     return dict(sorted(versions.items()))
 
 

@@ -38,7 +38,7 @@ def router_command(options: argparse.Namespace) -> list[str]:
     """The router, with the options it shares with `up`."""
     command = [sys.executable, "-m", "serve", "router", str(options.policy)]
     for name, value in vars(options).items():
-        if name not in ("command", "policy") and value is not None and value is not False:
+        if name not in ("command", "policy", "select") and value is not None and value is not False:
             command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return command
 

@@ -276,17 +276,17 @@ def test_an_artifact_that_answers_otherwise_is_not_served(
 def test_too_little_memory_names_what_fits(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(model, "available", lambda: 190_000_000)
+    monkeypatch.setattr(model, "available_memory", lambda: 190_000_000)
     said = fails(capsys, str(artifact), "--context=4096")
     assert "190 MB are available: --context " in said
     fitting = int(said.split("--context ")[1].split()[0])
     assert 256 <= fitting < 4096
-    monkeypatch.setattr(model, "available", lambda: 100_000_000)
+    monkeypatch.setattr(model, "available_memory", lambda: 100_000_000)
     assert "use fewer --slots or a smaller variant" in fails(capsys, str(artifact))
     shutil.copytree(artifact, tmp_path / "large")
     with (tmp_path / "large" / "decoder.onnx.data").open("r+b") as file:
         file.truncate(10**9)
     shutil.copytree(artifact, tmp_path / "small")
-    monkeypatch.setattr(model, "available", lambda: 10**9)
+    monkeypatch.setattr(model, "available_memory", lambda: 10**9)
     said = fails(capsys, str(tmp_path / "large"))
     assert said.endswith("smaller variant; small, beside it, fits as it is")

@@ -45,6 +45,7 @@ class Nvml:
 
     def __getattr__(self, name: str) -> Any:
         answers: dict[str, Any] = {
+            "nvmlSystemGetCudaDriverVersion": lambda: 13020,
             "nvmlDeviceGetHandleByIndex": lambda index: index,
             "nvmlDeviceGetCudaComputeCapability": lambda handle: (8, 9),
             "nvmlDeviceGetName": lambda handle: "NVIDIA GeForce RTX 4090 D",
@@ -68,7 +69,7 @@ def test_a_gpu_is_told_by_its_compute_capability(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(device, "open_nvml", Nvml)
     found = find_gpu()
     assert found
-    assert replace(found, name="") == device.Gpu("", "sm89", 24000, "580.65")
+    assert replace(found, name="") == device.Gpu("", "sm89", 24000, "580.65", "13.2")
 
 
 def test_usage_is_what_work_added(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,14 @@ def test_every_verdict_stands_with_its_reason(page: str) -> None:
     assert "--out &#39;some folder&#39;" in page
 
 
+def test_a_waived_check_is_told(tmp_path: Path) -> None:
+    shown = variants()
+    waiver = {"check": "peak_memory_bytes", "reason": "a demo", "expires": "2027-05-31"}
+    shown[3] = replace(shown[3], gate=shown[3].gate.model_copy(update={"waivers": [waiver]}))
+    write_report(summary(shown), shown, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("; waived until 2027-05-31: a demo") == 1
+
+
 def test_charts_are_those_the_evidence_suffices_for(tmp_path: Path, page: str) -> None:
     assert len(drawings(page)) == 6
     bare = [replace(v, timings=[], layers=[]) for v in variants()]

@@ -1,4 +1,4 @@
-"""What an artifact will take before it is loaded, counted from its files, and what the machine has."""
+"""What an artifact will take before it is loaded, counted from its files."""
 
 from __future__ import annotations
 
@@ -69,19 +69,6 @@ def forecast(directory: Path, config: ModelConfig, *, slots: int, context: int) 
         weights += bytes_of[EMBEDDING] + 4 * widened * text.hidden_size
     per_token = values * (1 if b"kv_cache_bit_width" in graph else 4)
     return Forecast(weights, working, per_token, slots, context)
-
-
-def available() -> int:
-    """Bytes this process may still take: the machine's, or its container's where that is less."""
-    meminfo = Path("/proc/meminfo").read_text()
-    free = 1024 * int(meminfo.split("MemAvailable:")[1].split()[0])
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def size(count: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from engines.artifact import MANIFEST, Manifest, hash_file
 from engines.config import ModelConfig, read_json
 from engines.constraint import Grammar
+from engines.device import available_memory
 from engines.engine_files import ENGINE_FACTS
 from engines.errors import UserError
 from engines.one_slot import OneSlot
@@ -22,7 +23,7 @@ from engines.processor import Processor
 from engines.self_test import LENGTH, Reference, digest, question
 from engines.session import open_session
 from engines.slots import OnnxSlots, Slots
-from serve.arm.memory import available, choose_context
+from serve.arm.memory import choose_context
 from serve.arm.metrics import Metrics
 from serve.arm.scheduler import Scheduler
 from serve.arm.sequence import Answer, Rules, Token
@@ -98,7 +99,7 @@ def load(
     check_side_files(directory)
     config = ModelConfig.load(directory)
     processor = Processor.load(directory)
-    found = choose_context(directory, config, slots=slots, context=context, memory=available())
+    found = choose_context(directory, config, slots=slots, context=context, memory=available_memory())
     where = "GPU" if device != "cpu" or (directory / ENGINE_FACTS).is_file() else "CPU"
     tell(f"loading {directory} on the {where}, at most {found}")
     rows = _open(directory, slots, found.context, threads, device)

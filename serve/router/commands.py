@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from engines.errors import UserError
+
 TARGETS = ("nginx", "haproxy", "envoy", "gateway-api", "istio")
 CLUSTERS = ("kubernetes", "kserve")
 
@@ -19,8 +21,16 @@ def add_commands(commands: Any) -> None:
     _add_router_options(router)
 
     together = commands.add_parser("up", help="start the arms of a policy, and its router")
-    together.add_argument("policy", type=Path, metavar="POLICY", help="YAML file; its arms have artifacts")
+    together.add_argument(
+        "policy", type=Path, nargs="?", metavar="POLICY", help="YAML file; its arms have artifacts"
+    )
     _add_router_options(together)
+    together.add_argument(
+        "--select",
+        nargs=argparse.REMAINDER,
+        metavar="…",
+        help="instead of a policy, and last: the variant that `build select` chooses, given what follows",
+    )
 
     compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
     compiled.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
@@ -121,14 +131,18 @@ def route(options: argparse.Namespace) -> None:
 
 def up(options: argparse.Namespace) -> None:
     """Arms and router, until they are told to stop."""
+    from serve.selected import select_policy
     from serve.up import up
 
+    if (options.policy is None) == (options.select is None):
+        raise UserError("serve up: give a POLICY, or --select and what to select by; exactly one of the two")
+    if options.select is not None:
+        options.policy = select_policy(options.select, options.state)
     up(options)
 
 
 def compile_(options: argparse.Namespace) -> None:
     """A policy's text for a proxy, to files or stdout."""
-    from engines.errors import UserError
     from serve.compile import compile_policy
     from serve.deploy.kserve import kserve
     from serve.deploy.kubernetes import kubernetes

@@ -1,0 +1,45 @@
+"""The summary of a build as Markdown: what a pull request is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.resources import human_size
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """One row for each variant, and a line for every check against one, and for every waiver."""
+    lines = [
+        f"### {summary['model']}: {summary['verdict']}",
+        "",
+        "| variant | verdict | points against the baseline | end-to-end ratio | on disk | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    against = []
+    for variant in summary["variants"]:
+        checks = {check["metric"]: check for check in variant["checks"]}
+        peak = variant["peak_memory_bytes"]
+        cells = [f"`{variant['name']}`", variant["verdict"]]
+        cells += [_figure(checks.get("accuracy")), _figure(checks.get("e2e_latency_ms"))]
+        cells += [human_size(variant["bytes"]), human_size(peak) if peak else "-"]
+        lines.append(f"| {' | '.join(cells)} |")
+        against += [
+            f"- `{variant['name']}` {check['metric']}: {check['verdict']}, {check['reason']}"
+            for check in variant["checks"]
+            if check["verdict"] in ("FAIL", "INCONCLUSIVE")
+        ]
+        against += [
+            f"- `{variant['name']}` {waiver['check']}: waived until {waiver['expires']}, {waiver['reason']}"
+            for waiver in variant["waivers"]
+        ]
+    return "\n".join(lines + ([""] if against else []) + against) + "\n"
+
+
+def _figure(check: dict[str, Any] | None) -> str:
+    """The difference or ratio with its interval; an empty cell where it was not measured."""
+    if check is None or check.get("delta") is None:
+        return "-"
+    form = ".3f" if check["relative"] else "+.1f"
+    low, high = check.get("ci_low"), check.get("ci_high")
+    interval = f" ({low:{form}} to {high:{form}})" if low is not None and high is not None else ""
+    return f"{check['delta']:{form}}{interval}"

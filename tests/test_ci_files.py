@@ -1,0 +1,94 @@
+"""Workflow files call what exists: every command in them is parsed by the parser it is for."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from build.markdown import markdown
+from tests.conftest import ROOT
+
+FILES = (".github/workflows/variants.yml", ".gitlab-ci.yml")
+OTHERS = {"gh", "docker", "printf", "curl", "mkdir", "test"}  # programs of the CI's own machines
+
+
+def scripts(node: Any) -> Iterator[str]:
+    """Every shell script below a node of a workflow."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name in ("run", "script", "after_script", "before_script"):
+                yield from [value] if isinstance(value, str) else value
+            else:
+                yield from scripts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from scripts(value)
+
+
+def commands(file: str) -> list[list[str]]:
+    """Each simple command of a workflow, as words without redirections."""
+    found = []
+    for script in scripts(yaml.safe_load((ROOT / file).read_text())):
+        for line in script.splitlines():
+            for command in re.split(r"\s\|\|?\s", line):
+                found.append(shlex.split(re.sub(r">\s*\S+", "", command)))
+    return [words for words in found if words]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_command_is_one_that_exists(file: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    ours = 0
+    for program, *words in commands(file):
+        if program.endswith("python"):
+            assert words[0] == "-m", words
+            importlib.import_module(f"{words[1]}.__main__").parser().parse_args(words[2:])
+            ours += 1
+        elif program == "make":
+            assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words), words
+        else:
+            assert program in OTHERS, program
+    assert ours >= 2
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_published_has_passed(file: str) -> None:
+    """`build all` ends the job unless it passed, before anything is published."""
+    lines = [words[1:4] for words in commands(file) if words[0].endswith("python")]
+    assert lines == [["-m", "build", "all"], ["-m", "build", "publish"]]
+    assert "|| true" not in (ROOT / file).read_text()
+    assert "continue-on-error" not in (ROOT / file).read_text()
+
+
+def test_the_summary_for_a_pull_request() -> None:
+    check = {"metric": "accuracy", "relative": False, "reason": "worse", "verdict": "FAIL"}
+    low = {**check, "delta": -3.14, "ci_low": -4.2, "ci_high": -2.0}
+    unmeasured = {**check, "delta": None, "verdict": "UNMEASURED"}
+    waiver = {"check": "accuracy", "reason": "a demo", "expires": "2027-05-31"}
+    a = {"name": "a", "verdict": "FAIL", "checks": [low], "bytes": 10**6, "peak_memory_bytes": 10**8}
+    b = {"name": "b", "verdict": "UNMEASURED", "checks": [unmeasured], "bytes": 1, "peak_memory_bytes": None}
+    variants = [a | {"waivers": [waiver]}, b | {"waivers": []}]
+    lines = markdown({"model": "m", "verdict": "FAIL", "variants": variants}).splitlines()
+    assert lines[0] == "### m: FAIL"
+    assert lines[4:6] == [
+        "| `a` | FAIL | -3.1 (-4.2 to -2.0) | - | 1 MB | 100 MB |",
+        "| `b` | UNMEASURED | - | - | 1 B | - |",
+    ]
+    assert lines[6:] == [
+        "",
+        "- `a` accuracy: FAIL, worse",
+        "- `a` accuracy: waived until 2027-05-31, a demo",
+    ]
+
+
+def test_documented_files_exist() -> None:
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)", guide)
+    assert links
+    assert all((ROOT / "docs" / link).exists() for link in links)

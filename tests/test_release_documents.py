@@ -1,0 +1,126 @@
+"""Documents that leave with a variant, read by others: the hub's client, CycloneDX's schema, in-toto."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from google.protobuf.json_format import Parse
+from huggingface_hub import ModelCard
+from in_toto_attestation.v1 import statement_pb2
+from in_toto_attestation.v1.statement import Statement
+
+from build.release.card import model_card
+from build.release.stage import stage
+from build.release.verdict import refusal
+from engines.artifact import Manifest, hash_file
+from tests.published import INT4, publish_variant
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Path:
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    stage(publish_variant(tmp_path, "gptq-int4-onnx"), fresh, None)
+    return fresh
+
+
+def test_the_hub_reads_the_card(staged: Path) -> None:
+    card = ModelCard.load(staged / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model == "Qwen/Qwen3-VL-2B-Instruct"
+    assert card.data.pipeline_tag == "image-text-to-text"
+    assert "int4" in card.data.tags
+    for told in (
+        "`Qwen/Qwen3-VL-2B-Instruct` at revision `89644892e4d8`",
+        "| accuracy (points) | all | 96.4 | 94.9 | -1.5 (-2.3 to -0.9) | -5 | 1000 | PASS |",
+        "GPTQ, 4 bits, groups of 32, symmetric: decoder linears.",
+        "e2e_latency_ms 10 (p95 10)",
+        "Peak memory 100 MB at 2,048 tokens x 1, on cpu.",
+        "| onnxruntime | yes |",
+        "apache-2.0, carried over from `Qwen/Qwen3-VL-2B-Instruct`.",
+    ):
+        assert told in card.text
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"engine": None}, "| transformers, vLLM | no"),  # its weights are not safetensors in this test
+        ({"engine": {"runtime": "TensorRT for RTX", "target": "sm89"}}, "| TensorRT for RTX | sm89 only |"),
+        ({"source": {"repo": "mine"}}, "`mine` declares no licence: ask its owner"),
+        (
+            {"source": {"repo": "mine", "commit": "a" * 40, "dirty": True}},
+            "with changes that are in no commit",
+        ),
+    ],
+)
+def test_the_card_says_what_the_manifest_says(tmp_path: Path, facts: dict[str, Any], told: str) -> None:
+    folder = publish_variant(tmp_path, "gptq-int4-onnx")
+    manifest = Manifest.read(folder).model_copy(update=facts)
+    assert told in model_card(folder, "qwen3-vl-micro", manifest)
+
+
+def test_the_calibration_receipt_is_told(tmp_path: Path) -> None:
+    folder = publish_variant(tmp_path, "gptq-int4-onnx", quantization=INT4 | {"calibration": "abc123"})
+    receipt = {"sha256": "abc123", "samples": 128, "tokens": 65_536, "images": 32}
+    (folder / "evidence" / "calibration.json").write_text(json.dumps(receipt))
+    card = model_card(folder, "m", Manifest.read(folder))
+    assert "sha256 `abc123` (128 samples, 65,536 tokens, 32 images)" in card
+
+
+def test_the_bill_of_materials_is_valid(staged: Path) -> None:
+    document = json.loads((staged / "attestations" / "sbom.cdx.json").read_text())
+    schemas = files("cyclonedx.schema") / "_res"
+    names = ("spdx.SNAPSHOT.schema.json", "jsf-0.82.SNAPSHOT.schema.json")
+    registry = jsonschema_rs.Registry(
+        [(f"http://cyclonedx.org/schema/{name}", json.loads((schemas / name).read_text())) for name in names]
+    )
+    schema = json.loads((schemas / "bom-1.6.SNAPSHOT.schema.json").read_text())
+    jsonschema_rs.validator_for(schema, registry=registry).validate(document)
+    model = document["metadata"]["component"]
+    assert model["type"] == "machine-learning-model"
+    assert model["licenses"] == [{"license": {"id": "Apache-2.0"}}]
+    assert model["pedigree"]["ancestors"][0]["name"] == "Qwen/Qwen3-VL-2B-Instruct"
+    assert {part["name"] for part in model["components"]} == set(Manifest.read(staged).files)
+    assert model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][0]["value"] == "94.9"
+    assert document["components"][0]["purl"] == "pkg:pypi/numpy@2.4.6"
+
+
+def test_the_provenance_names_every_file(staged: Path) -> None:
+    text = (staged / "attestations" / "provenance.intoto.json").read_text()
+    statement = Statement.copy_from_pb(Parse(text, statement_pb2.Statement()))
+    statement.validate()
+    assert statement.pb.predicate_type == "https://slsa.dev/provenance/v1"
+    named = {subject.name: subject.digest["sha256"] for subject in statement.pb.subject}
+    paths = {str(path.relative_to(staged)): path for path in staged.rglob("*") if path.is_file()}
+    assert named == {
+        name: hash_file(path).sha256 for name, path in paths.items() if not name.startswith("attestations/")
+    }
+
+
+def test_staging_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    artifact = publish_variant(tmp_path, "gptq-int4-onnx")
+    found = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        stage(artifact, tmp_path / name, None)
+        paths = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        found.append([path.read_bytes() for path in paths])
+    assert found[0] == found[1]
+
+
+def test_a_waiver_covers_its_checks_and_no_other() -> None:
+    def gate(*metrics: str, waivers: list[dict[str, str]]) -> dict[str, Any]:
+        checks = [{"metric": metric, "verdict": "FAIL", "reason": "worse"} for metric in metrics]
+        return {"verdict": "FAIL", "checks": checks, "waivers": waivers}
+
+    accuracy = {"check": "accuracy", "reason": "a demo", "expires": "2999-01-01"}
+    assert refusal(gate("accuracy", waivers=[accuracy])) is None
+    assert refusal(gate("accuracy", "kl_mean", waivers=[accuracy])) == "gate FAIL: kl_mean: worse"
+    assert refusal(gate(waivers=[accuracy])) == "gate FAIL: it has no checks"
+    assert str(refusal({})).startswith("no gate")
