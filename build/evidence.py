@@ -31,7 +31,7 @@ COMMANDS = """#!/bin/sh
 # Run from a checkout of the project.
 python -m build all --recipe "$(dirname "$0")/recipe.json" --only {variant} "$@"
 """
-QUALITY = ("accuracy_margin", "max_kl", "max_flip_rate")
+QUALITY = ("accuracy_margin", "slice_margin", "max_kl", "max_flip_rate")
 ON_DEVICE = ("accuracy", "fidelity", "latency", "peak_memory_bytes")  # only a variant's device can tell these
 
 
@@ -93,9 +93,10 @@ def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing
 
 def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> Gate:
     """The gate on a variant's evidence. What a variant cannot have is not asked of it."""
-    limits = recipe.gate
+    waivers = tuple(waiver for waiver in recipe.gate.waivers if waiver.variant in (None, variant))
+    limits = recipe.gate.model_copy(update={"waivers": waivers})
     if variant == "fp16":  # nothing to compare the baseline with but the budget
-        limits = limits.model_copy(update=dict.fromkeys((*QUALITY, *LATENCY)))
+        limits = limits.model_copy(update=dict.fromkeys((*QUALITY, *LATENCY)) | {"slice_margins": {}})
     elif not KINDS[variant].runs:  # a checkpoint is as fast as the engine that will run it
         limits = limits.model_copy(update=dict.fromkeys(LATENCY))
     baseline = BASELINES[KINDS[variant].device]

@@ -104,7 +104,8 @@ class Export(Section):
 
 class Evaluate(Section):
     suite: str = Field(
-        "micro", description="`micro` (generated tasks with exact answers) or a JSONL file of items."
+        "micro",
+        description="`micro`, `mixed` or another suite of docs/suites.md, `BENCHMARK:DIR`, or a JSONL file.",
     )
     items: PositiveInt = Field(1000, description="Held-out items each variant answers.")
     seed: int = Field(0, description="Seed of the generated items.")

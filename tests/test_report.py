@@ -26,7 +26,8 @@ TASKS = ["ocr", "count", "<b>bold</b>"]
 
 def answers(wrong: int) -> list[Observation]:
     return [
-        Observation(str(i), TASKS[i % 3], "abcdefg"[i % 7], "", i >= wrong, 0.1, (1,)) for i in range(300)
+        Observation(str(i), TASKS[i % 3], "abcdefg"[i % 7], "", i >= wrong, 0.1, (1,), float(i >= wrong))
+        for i in range(300)
     ]
 
 
