@@ -81,6 +81,10 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
             found = documents(variant, recipe, built, gates[variant], timings)
             publish(artifact, found, needs, folder / variant)
         console.say(f"gate {variant}: {gates[variant].verdict}{'' if passed else ', not published'}")
+        for waiver in gates[variant].waivers:
+            console.say(
+                f"gate {variant}: waiver {waiver['status']}: {waiver['check']}, until {waiver['expires']}"
+            )
         rows.append(
             {
                 "name": variant,
@@ -91,6 +95,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
                 "peak_memory_bytes": peak.peak_memory_bytes if peak else None,
                 "cached": artifact.cached,
                 "checks": [check.model_dump(mode="json") for check in gates[variant].checks],
+                "waivers": gates[variant].waivers,
             }
         )
     summary: dict[str, Any] = {

@@ -249,3 +249,13 @@ def test_attributes_and_text_are_escaped() -> None:
         tag("text", "<&>", aria_label='"x"', x=1.0)
         == '<text aria-label="&#34;x&#34;" x="1">&lt;&amp;&gt;</text>'
     )
+
+
+def test_a_waived_check_and_its_waiver_are_on_the_page(tmp_path: Path) -> None:
+    waiver = {"check": "accuracy", "reason": "known & accepted until then", "expires": "2999-01-01"}
+    shown = [variant("fp16", 10, 1.0, accuracy_margin=None), variant("worse", 60, waivers=[waiver])]
+    assert shown[1].gate.verdict == "PASS"
+    write_report(summary(shown), shown, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Waiver in force, until 2999-01-01: accuracy. known &amp; accepted until then" in page
+    assert "accuracy (waived)" in page
