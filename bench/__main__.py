@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--suite", default="micro", metavar="micro|FILE", help="generated tasks, or items as JSON lines"
+        "--suite", default="micro", metavar="NAME|FILE", help="see docs/suites.md; default micro"
     )
     common.add_argument("--seed", type=int, default=0, metavar="S", help="of the generated items; default 0")
     common.add_argument(
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--warmup", type=_natural, default=2, metavar="N", help="requests thrown away; default 2"
     )
 
-    accuracy = commands.add_parser("accuracy", parents=[common, answers], help="exact-match score by task")
+    accuracy = commands.add_parser("accuracy", parents=[common, answers], help="score by task")
     accuracy.add_argument("directory", type=Path, metavar="DIR", help="checkpoint or ONNX artifact")
     accuracy.add_argument("-o", "--out", type=Path, metavar="FILE", help="keep every answer as JSON lines")
 
@@ -62,12 +62,30 @@ def parser() -> argparse.ArgumentParser:
         "--accuracy-margin", type=float, default=2.0, metavar="POINTS", help="B may be below A; default 2"
     )
     compare.add_argument(
+        "--slice-margin", type=float, metavar="POINTS", help="on any slice; default no limit"
+    )
+    compare.add_argument(
         "--latency-ratio", type=float, default=1.1, metavar="R", help="B / A may reach; default 1.1"
     )
     compare.add_argument(
         "--context", type=_positive, default=2048, metavar="N", help="for peak memory; default 2048"
     )
     compare.add_argument("--batch", type=_positive, default=1, metavar="N", help="for peak memory; default 1")
+
+    plan = commands.add_parser("plan-n", help="how many items a margin of accuracy needs")
+    plan.add_argument("--margin", type=float, default=2.0, metavar="POINTS", help="default 2")
+    plan.add_argument(
+        "--flips", type=float, default=5.0, metavar="PERCENT", help="of answers that turn; default 5"
+    )
+    plan.add_argument(
+        "--loss", type=float, default=0.0, metavar="POINTS", help="that the candidate truly has; default 0"
+    )
+    plan.add_argument("--power", type=_likely, default=0.8, metavar="P", help="chance of PASS; default 0.8")
+    plan.add_argument("--confidence", type=_likely, default=0.95, metavar="C", help="of PASS; default 0.95")
+    plan.add_argument(
+        "--slices", type=_positive, default=1, metavar="N", help="that must all pass; default 1"
+    )
+    plan.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     turns = argparse.ArgumentParser(add_help=False)
     turns.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
@@ -175,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench import commands
 
     try:
-        return int(getattr(commands, options.command)(options))
+        return int(getattr(commands, options.command.replace("-", "_"))(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
@@ -193,6 +211,16 @@ def _natural(text: str) -> int:
 
 def _two(text: str) -> int:
     return _at_least(text, 2)
+
+
+def _likely(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0.5 < found < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a chance between 0.5 and 1")
+    return found
 
 
 def _at_least(text: str, least: int) -> int:

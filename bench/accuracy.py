@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.records import read_records, write_records
+from bench.scoring import is_correct, score
 from bench.statistics import wilson_interval
 from bench.tasks import Item
 
@@ -21,7 +22,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Observation:
-    """One answer: the item's id, what the model said, and the chance of being right without looking."""
+    """One answer: the item's id, what the model said, its score between 0 and 1, whether that counts as
+    right, and the score to be had without looking.
+    """
 
     id: str
     task: str
@@ -30,15 +33,19 @@ class Observation:
     correct: bool
     guess: float
     token_ids: tuple[int, ...]
+    score: float
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy on one task, or on all. Fractions; low and high are the 95 % Wilson interval."""
+    """Mean score on one task, or on all. Fractions; low and high are the 95 % Wilson interval, which is
+    wider than it need be where scores are graded; `correct` is the share of answers that count as right.
+    """
 
     task: str
     n: int
     accuracy: float
+    correct: float
     low: float
     high: float
     standard_error: float
@@ -54,28 +61,31 @@ def evaluate(
     batch_size: int,
     progress: Progress | None = None,
 ) -> list[Observation]:
-    """Greedy answers in the order of `items`; right is an exact match but for whitespace at the ends.
+    """Greedy answers in the order of `items`, each scored by its item's metric.
 
-    Prompts of similar length are answered together, so that little of a batch is padding.
+    Prompts of similar length are answered together, so that little of a batch is padding. They are prepared
+    twice, as the pixels of all of them together may not fit in memory.
     """
     from engines.generate import generate_batch
 
-    prompts = [processor(item.messages) for item in items]
-    order = sorted(range(len(items)), key=lambda i: len(prompts[i].input_ids))
+    lengths = [len(processor(item.messages).input_ids) for item in items]
+    order = sorted(range(len(items)), key=lengths.__getitem__)
     answered: dict[int, Observation] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        completions = generate_batch(session, processor, [prompts[i] for i in batch], max_tokens)
-        for i, completion in zip(batch, completions, strict=True):
+        prompts = [processor(items[i].messages) for i in batch]
+        for i, completion in zip(batch, generate_batch(session, processor, prompts, max_tokens), strict=True):
             item = items[i]
+            found = score(item.metric, completion.text, item.answer)
             answered[i] = Observation(
                 id=item.id,
                 task=item.task,
                 answer=item.answer,
                 text=completion.text,
-                correct=completion.text.strip() == item.answer.strip(),
+                correct=is_correct(item.metric, found),
                 guess=item.guess,
                 token_ids=tuple(int(token) for token in completion.token_ids),
+                score=found,
             )
         if progress:
             progress(len(answered), len(items))
@@ -120,7 +130,8 @@ def guess_rate(observations: Sequence[Observation]) -> float:
 
 
 def _score(task: str, rows: list[Observation]) -> Score:
-    n, correct = len(rows), sum(row.correct for row in rows)
-    wilson = wilson_interval(correct, n)
+    n, total = len(rows), sum(row.score for row in rows)
+    wilson = wilson_interval(total, n)
+    correct = sum(row.correct for row in rows) / n
     error = (wilson.estimate * (1 - wilson.estimate) / n) ** 0.5
-    return Score(task, n, wilson.estimate, wilson.low, wilson.high, error, guess_rate(rows))
+    return Score(task, n, wilson.estimate, correct, wilson.low, wilson.high, error, guess_rate(rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from argparse import Namespace
@@ -12,18 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from bench.accuracy import Observation, evaluate, summarize, write_observations
 from bench.fidelity import compare as compare_distributions
 from bench.fidelity import record
-from bench.gate import Check, Gate, Limits, Measurements, gate
+from bench.gate import Limits, Measurements, gate
 from bench.latency import METRICS, Timing, here, measure, of_arm, table
 from bench.latency import summarize as summarize_timings
+from bench.planning import items_planned
 from bench.resources import disk_bytes, human_size, peak_memory
 from bench.statistics import median_ratio
-from bench.suites import load_suite
+from bench.suites.catalogue import load_suite
+from bench.tables import gate_table, score_table, show
 from bench.tasks import Item
 from engines.artifact import MANIFEST, Manifest, canonical_digest, hash_folder
 from engines.errors import UserError
@@ -45,14 +45,24 @@ def accuracy(options: Namespace) -> int:
     if options.out:
         write_observations(options.out, observations)
     scores = summarize(observations)
-    shown = Table(
-        "task", "items", "accuracy %", "± s.e.", "95 % interval", "guess %", box=None, header_style="bold"
+    show(
+        score_table(scores),
+        {"path": str(options.directory), "scores": [asdict(score) for score in scores]},
+        options,
     )
-    for score in scores:
-        interval = f"{100 * score.low:.1f} to {100 * score.high:.1f}"
-        figures = [f"{100 * x:.1f}" for x in (score.accuracy, score.standard_error, score.guess)]
-        shown.add_row(score.task, str(score.n), figures[0], figures[1], interval, figures[2])
-    _show(shown, {"path": str(options.directory), "scores": [asdict(score) for score in scores]}, options)
+    return 0
+
+
+def plan_n(options: Namespace) -> int:
+    """Items for a margin: in all, and in each of several slices that must all pass."""
+    margin, flips, loss = options.margin / 100, options.flips / 100, options.loss / 100
+    if not 0 <= loss < margin < 1 or not loss <= flips <= 1:
+        found = f"margin {options.margin:g}, loss {options.loss:g}, flips {options.flips:g}"
+        raise UserError(f"{found}: expected 0 <= loss < margin < 100 and loss <= flips <= 100")
+    each = items_planned(options.slices, flips, margin, options.power, 1 - options.confidence, -loss)
+    shown = Table("slices", "items in each", "items in all", box=None, header_style="bold")
+    shown.add_row(str(options.slices), f"{each:,}", f"{each * options.slices:,}")
+    show(shown, {"slices": options.slices, "items_each": each, "items": each * options.slices}, options)
     return 0
 
 
@@ -75,7 +85,7 @@ def latency(options: Namespace) -> int:
         told = f"{ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "-"
         shown.add_row(name, *figures, told)
         found.append({"path": str(arms[name]), **metrics, "e2e_ratio": asdict(ratio) if ratio else None})
-    _show(shown, {"requests": options.requests, "repeats": options.repeats, "arms": found}, options)
+    show(shown, {"requests": options.requests, "repeats": options.repeats, "arms": found}, options)
     return 0
 
 
@@ -114,7 +124,7 @@ def compare(options: Namespace) -> int:
         limits,
     )
     document = {**judged.model_dump(mode="json"), "fidelity": fidelity.model_dump()}
-    _show(gate_table(judged), document, options)
+    show(gate_table(judged), document, options)
     if not options.json:
         print(
             f"{judged.verdict}: {options.candidate} against {options.baseline}; "
@@ -167,7 +177,7 @@ def _tell(
         print(f"{name} not measured: {reason}", file=sys.stderr)
     written = [str(path) for path in found.write(options.out)]
     print(f"written: {', '.join(written)}", file=sys.stderr)
-    _show(shown, found.document, options)
+    show(shown, found.document, options)
 
 
 def load(options: Namespace) -> int:
@@ -199,7 +209,7 @@ def load(options: Namespace) -> int:
         shown.add_row(*counts, *(f"{value:,.3g}" for value in figures), human_size(memory) if memory else "-")
         for reason, count in tally.errors.items():
             print(f"{clients} clients, {count} times: {reason}", file=sys.stderr)
-    _show(shown, {"url": asked.url, "rounds": found}, options)
+    show(shown, {"url": asked.url, "rounds": found}, options)
     return int(any(entry["errors"] for entry in found))
 
 
@@ -221,7 +231,7 @@ def micro(options: Namespace) -> int:
     shown = Table("task", "accuracy %", "guess %", box=None, header_style="bold")
     for task, value in found["accuracy"].items():
         shown.add_row(task, f"{value:.1f}", f"{found['guess'][task]:.1f}")
-    _show(shown, {"out": str(options.out), **found}, options)
+    show(shown, {"out": str(options.out), **found}, options)
     return 0
 
 
@@ -238,22 +248,8 @@ def shape(options: Namespace) -> int:
     shown = Table("shape", "parameters", "weights", "path", box=None, header_style="bold")
     size = human_size(found["bytes"])
     shown.add_row(options.shape, f"{found['parameters']:,}", size, str(options.out))
-    _show(shown, {"out": str(options.out), "shape": options.shape, **found}, options)
+    show(shown, {"out": str(options.out), "shape": options.shape, **found}, options)
     return 0
-
-
-def gate_table(judged: Gate) -> Table:
-    """Every check, then every task, as a terminal shows them."""
-    shown = Table("", "check", "A", "B", "difference", "interval", "limit", "", box=None, header_style="bold")
-    for row in (*judged.checks, *judged.slices):
-        name = row.metric if row.slice == "all" else f"{row.metric}, {row.slice}"
-        shows = human_size if row.unit == "bytes" else "{:,.4g}".format
-        values = (row.baseline, row.candidate, row.delta, row.ci_low, row.ci_high, row.limit)
-        a, b, delta, low, high, limit = ("" if value is None else shows(value) for value in values)
-        verdict, reason = (row.verdict, row.reason) if isinstance(row, Check) else ("", "")
-        interval = f"{low} to {high}" if low else ""
-        shown.add_row(verdict, name, a, b, ("×" if row.relative else "") + delta, interval, limit, reason)
-    return shown
 
 
 def _answers(session: Session, directory: Path, items: list[Item], options: Namespace) -> list[Observation]:
@@ -288,7 +284,11 @@ def _limits(options: Namespace) -> Limits:
     ratios = dict.fromkeys(("ttft_p50_ratio", "itl_p50_ratio", "e2e_ratio"), options.latency_ratio)
     try:
         return Limits(
-            accuracy_margin=options.accuracy_margin, context=options.context, batch=options.batch, **ratios
+            accuracy_margin=options.accuracy_margin,
+            slice_margin=options.slice_margin,
+            context=options.context,
+            batch=options.batch,
+            **ratios,
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -310,10 +310,3 @@ def _progress(title: str) -> Callable[[int, int], None]:
             print(f"\r{title}: {done}/{total}", end=end, file=sys.stderr, flush=True)
 
     return report
-
-
-def _show(shown: Table, document: dict[str, Any], options: Namespace) -> None:
-    if options.json:
-        print(json.dumps(document))
-    else:
-        Console(width=None if sys.stdout.isatty() else 180).print(shown)

@@ -56,18 +56,15 @@ def record(
     float16 for a large vocabulary.
     """
     found: dict[str, NDArray[np.floating]] = {}
-    prompts = [
-        processor(item.messages).extend(answer.token_ids[:-1])
-        for item, answer in zip(items, answers, strict=True)
-    ]
     lengths: dict[int, list[int]] = {}
     for i, answer in enumerate(answers):
         lengths.setdefault(len(answer.token_ids), []).append(i)
     for length, group in lengths.items():
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
-            capacity = max(len(prompts[i].input_ids) for i in batch)
-            logits, _ = session.prefill([prompts[i] for i in batch], capacity=capacity, keep=length)
+            prompts = [processor(items[i].messages).extend(answers[i].token_ids[:-1]) for i in batch]
+            capacity = max(len(prompt.input_ids) for prompt in prompts)
+            logits, _ = session.prefill(prompts, capacity=capacity, keep=length)
             kept = np.float16 if logits.shape[-1] > LARGE_VOCABULARY else np.float32
             found |= {items[i].id: log_softmax(x).astype(kept) for i, x in zip(batch, logits, strict=True)}
     return {item.id: found[item.id] for item in items}

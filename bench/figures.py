@@ -68,7 +68,7 @@ def figures(
 
 def accuracy_row(v: VariantEvidence) -> Row | None:
     """The gate's paired comparison over all items, if it could be made."""
-    return next((c for c in v.gate.checks if c.metric == "accuracy" and c.delta is not None), None)
+    return next((c for c in v.gate.checks if c.name == "accuracy" and c.delta is not None), None)
 
 
 def latency(v: VariantEvidence) -> Interval:

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bench.figures import VariantEvidence, accuracy_row, figures, signed, speed
-from bench.gate import Check, Gate, Limits, Verdict
+from bench.gate import Check, Limits, Verdict
 from bench.latency import table
 from bench.resources import human_size
 
@@ -70,7 +70,8 @@ def _card(v: VariantEvidence, facts: Mapping[str, Any]) -> dict[str, Any]:
         shown.append(("accuracy", f"{row.candidate:.1f} %", interval))
     elif v.observations:
         right, n = sum(x.correct for x in v.observations), len(v.observations)
-        shown.append(("accuracy", f"{100 * right / n:.1f} %", f"{right:,} of {n:,} items"))
+        accuracy = 100 * sum(x.score for x in v.observations) / n
+        shown.append(("accuracy", f"{accuracy:.1f} %", f"{right:,} of {n:,} items right"))
     if v.timings:
         median = float(np.median(table(v.timings, "e2e_latency_ms")))
         pace = f"{1 / speed(v).estimate:.2g}× as fast" if v.compared else "end to end, median"
@@ -82,27 +83,25 @@ def _card(v: VariantEvidence, facts: Mapping[str, Any]) -> dict[str, Any]:
         power, busy = (mean(getattr(x, name) for x in seen) for name in ("power_w", "utilization_percent"))
         hottest = max(usage.temperature_c for usage in seen)
         shown.append(("GPU while it answered", f"{power:.0f} W", f"{hottest} °C at most, {busy:.0f} % busy"))
-    decisive = next((c for c in v.gate.checks if c.verdict == v.gate.verdict != Verdict.PASS), None)
+    deciding = [c for c in v.gate.checks if not c.waived]
+    decisive = next((c for c in deciding if c.verdict == v.gate.verdict != Verdict.PASS), None)
     return {
         "name": v.name,
         "verdict": v.gate.verdict,
         "facts": shown,
         "reason": f"{_title(decisive)}: {decisive.reason}" if decisive else "",
-        "checks": [(c.verdict, _title(c), _figures(c), c.reason + _waived(c, v.gate)) for c in v.gate.checks],
+        "checks": [
+            (c.verdict, _title(c) + (" (waived)" if c.waived else ""), _figures(c), c.reason)
+            for c in v.gate.checks
+        ],
+        "waivers": v.gate.waivers,
     }
-
-
-def _waived(check: Check, gate: Gate) -> str:
-    """What a waiver says of a check that did not pass."""
-    standing = [waiver for waiver in gate.waivers if waiver["check"] == check.metric]
-    if not standing or check.verdict == Verdict.PASS:
-        return ""
-    return f"; waived until {standing[0]['expires']}: {standing[0]['reason']}"
 
 
 def _title(check: Check) -> str:
     name = check.metric.replace("_ms", "").replace("_", " ").replace(" bytes", "")
-    return name if check.slice == "all" else f"{name} at {check.slice}"
+    where = "on" if check.metric == "accuracy" else "at"
+    return name if check.slice == "all" else f"{name} {where} {check.slice}"
 
 
 def _figures(check: Check) -> str:

@@ -7,6 +7,7 @@ estimated difference of accuracy is (b - c) / n. Proportions are fractions, not 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,44 +26,73 @@ class Interval:
     high: float
 
 
-def tango_interval(b: int, c: int, n: int, confidence: float) -> Interval:
+def tango_interval(b: float, c: float, n: int, confidence: float) -> Interval:
     """Score interval of the difference of two paired proportions, candidate minus baseline.
 
     Inverts the score test whose nuisance parameter is the constrained maximum likelihood estimate: T. Tango,
     Statistics in Medicine 17 (1998) 891-908, equations 24-26. Defined for b = c = 0 and b = n too.
+
+    Of graded scores between 0 and 1, b and c are the sums of what was won and lost: an item that loses 0.3 is
+    0.3 of a discordant pair. A pair drawn with that chance has the same mean and no smaller variance than the
+    difference itself (d**2 <= |d|), so the interval holds, if anything, more often than it says.
     """
     if n < 1 or b < 0 or c < 0 or b + c > n:
         raise ValueError(f"b={b}, c={c}, n={n} is not a paired table; expected n >= 1 and 0 <= b + c <= n")
     return Interval((b - c) / n, _tango_low(b, c, n, confidence), -_tango_low(c, b, n, confidence))
 
 
-def _tango_low(b: int, c: int, n: int, confidence: float) -> float:
+def _tango_low(b: float, c: float, n: int, confidence: float) -> float:
     from scipy.optimize import brentq
     from scipy.stats import norm
 
     z = float(norm.ppf((1 + confidence) / 2))
-
-    def excess(d: float) -> float:
-        """The score at true difference d, minus z, times the standard deviation: no division, so no 0 / 0."""
-        B = (2 * n - b + c) * d - b - c
-        loss = (math.sqrt(max(B * B + 8 * n * c * d * (1 - d), 0.0)) - B) / (
-            4 * n
-        )  # constrained P(only baseline)
-        return b - c - n * d - z * math.sqrt(max(n * (2 * loss + d * (1 - d)), 0.0))
-
     top = (b - c) / n - 1e-9  # at the estimate itself both terms may vanish, which is no root
-    return float(brentq(excess, -1.0, top, xtol=1e-12)) if top > -1 else -1.0
+    return float(brentq(lambda d: tango_excess(b, c, n, d, z), -1.0, top, xtol=1e-12)) if top > -1 else -1.0
+
+
+def tango_excess(b: Any, c: Any, n: int, d: float, z: float) -> Any:
+    """The score at true difference d, minus z, times the standard deviation: no division, so no 0 / 0.
+
+    Above zero exactly where the lower bound is above d. Of numbers or arrays.
+    """
+    B = (2 * n - b + c) * d - b - c
+    root = np.sqrt(np.maximum(B * B + 8 * n * c * d * (1 - d), 0.0))
+    loss = (root - B) / (4 * n)  # constrained P(only baseline)
+    return b - c - n * d - z * np.sqrt(np.maximum(n * (2 * loss + d * (1 - d)), 0.0))
 
 
 def mcnemar_p(b: int, c: int) -> float:
-    """Two-sided p of the exact McNemar test: b of b + c discordant items against a fair coin."""
+    """Two-sided p of the exact McNemar test: b of b + c discordant items against a fair coin; of graded
+    scores, the exact sign test.
+    """
     from scipy.stats import binomtest
 
     return float(binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of one proportion."""
+def below_p(won: float, lost: float) -> float:
+    """One-sided p of the candidate being no worse: Tango's score at a difference of 0, McNemar's z."""
+    from scipy.stats import norm
+
+    return float(norm.cdf((won - lost) / math.sqrt(won + lost))) if won + lost else 1.0
+
+
+def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
+    """Which claims hold if no more than a share `alpha` of families may hold a single false one.
+
+    S. Holm, Scandinavian Journal of Statistics 6 (1979) 65-70: the smallest p against alpha / m, the next
+    against alpha / (m - 1), and so on until the first that is larger. No independence is asked for.
+    """
+    held = [False] * len(p_values)
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[i] > alpha / (len(p_values) - rank):
+            break
+        held[i] = True
+    return held
+
+
+def wilson_interval(correct: float, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of one proportion; scores between 0 and 1 vary less than it allows."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(correct, n, alpha=1 - confidence, method="wilson")

@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from bench.scoring import METRICS
 from engines.errors import UserError
 
 Message = dict[str, Any]
@@ -25,27 +26,33 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `guess` is the chance of answering it without looking, between 0 and 1."""
+    """One question. `guess` is the score to be had without looking, between 0 and 1; `metric` is how answers
+    are scored (bench.scoring)."""
 
     id: str
     task: str
     messages: list[Message]
     answer: str
     guess: float
+    metric: str = "exact"
 
     @classmethod
-    def make(cls, task: str, messages: list[Message], answer: str, guess: float) -> Item:
+    def make(
+        cls, task: str, messages: list[Message], answer: str, guess: float, metric: str = "exact"
+    ) -> Item:
         """An item whose id is computed from its content."""
-        return cls(item_id(task, messages, answer), task, messages, answer, guess)
+        return cls(item_id(task, messages, answer, metric), task, messages, answer, guess, metric)
 
 
-def item_id(task: str, messages: list[Message], answer: str) -> str:
+def item_id(task: str, messages: list[Message], answer: str, metric: str = "exact") -> str:
     """sha256 over canonical JSON in which every picture stands as the sha256 of its size and RGB bytes.
 
     The encoding of a picture (PIL, PNG, path) and the spelling of a message (a string or one text part) do
     not matter, so an item keeps its id when it is written and read again.
     """
     content = {"task": task, "messages": [_canonical(m) for m in messages], "answer": answer}
+    if metric != "exact":
+        content["metric"] = metric
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -60,6 +67,7 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
                 "messages": [_portable(m) for m in item.messages],
                 "answer": item.answer,
                 "guess": item.guess,
+                "metric": item.metric,
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -107,7 +115,10 @@ def _parse(line: str) -> Item:
     guess = record.get("guess", 0.0)
     if isinstance(guess, bool) or not isinstance(guess, int | float) or not 0 <= guess <= 1:
         raise UserError(f"'guess' is {guess!r:.40}; expected a probability between 0 and 1")
-    item = Item.make(record["task"], record["messages"], record["answer"], float(guess))
+    metric = record.get("metric", "exact")
+    if metric not in METRICS:
+        raise UserError(f"'metric' is {metric!r:.40}; expected one of {', '.join(METRICS)}")
+    item = Item.make(record["task"], record["messages"], record["answer"], float(guess), metric)
     if record.get("id", item.id) != item.id:
         raise UserError(
             f"id {record['id']!r:.20} does not match the content ({item.id[:12]}); drop the id to renew it"

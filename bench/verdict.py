@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from enum import StrEnum
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.accuracy import Observation
 from bench.fidelity import Fidelity
 from bench.latency import Timing
+
+Fields = dict[str, Any]
 
 
 class Verdict(StrEnum):
@@ -42,6 +46,16 @@ class Measurements:
     unmeasured: Mapping[str, str] = field(default_factory=dict)
 
 
+class Waiver(BaseModel):
+    """A check that shall not decide, for a while."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    check: str = Field(min_length=1, description="As the gate names it: `accuracy`, or `accuracy, SLICE`.")
+    reason: str = Field(min_length=10, description="Why, for whoever reads the report.")
+    expires: date = Field(description="The last day on which it holds.")
+    variant: str | None = Field(None, description="The only variant it is for; null is all.")
+
+
 class Limits(BaseModel):
     """What a candidate must hold. A limit of null is not checked."""
 
@@ -49,6 +63,12 @@ class Limits(BaseModel):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="One-sided confidence of every bound.")
     accuracy_margin: float | None = Field(
         2.0, gt=0, lt=100, description="Points of accuracy the candidate may be below the baseline."
+    )
+    slice_margin: float | None = Field(
+        None, gt=0, le=100, description="Points of accuracy that any slice (task) may be below the baseline."
+    )
+    slice_margins: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
+        default_factory=dict, description="Slices whose margin is another: name and points."
     )
     min_headroom: float = Field(
         10.0,
@@ -89,6 +109,9 @@ class Limits(BaseModel):
         2048, gt=0, description="Prompt tokens per sequence at which peak memory is measured."
     )
     batch: int = Field(1, gt=0, description="Sequences at once at which peak memory is measured.")
+    waivers: tuple[Waiver, ...] = Field(
+        (), description="Checks that do not decide until a date: `{check, reason, expires, variant}`."
+    )
 
 
 class Row(BaseModel):
@@ -109,18 +132,23 @@ class Row(BaseModel):
     )
     n: int | None = Field(None, description="Items, requests or token positions compared.")
     p_value: float | None = Field(None, description="Exact McNemar test of accuracy, two-sided.")
+    reason: str = Field("", description="What follows in words; of a slice, why it was not judged.")
+
+    @property
+    def name(self) -> str:
+        return self.metric if self.slice == "all" else f"{self.metric}, {self.slice}"
 
 
 class Check(Row):
     """A comparison with a limit, and what follows."""
 
     verdict: Verdict
-    reason: str
+    waived: bool = Field(False, description="Whether a waiver in force keeps it from deciding.")
     needed_n: int | None = Field(None, description="About how many would settle an inconclusive check.")
 
 
 class Gate(BaseModel):
-    """All checks of one candidate. `slices` inform and decide nothing."""
+    """All checks of one candidate. `slices` inform; those with a limit are among the checks too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     baseline: str = Field(description="Digest of the baseline.")
@@ -129,4 +157,14 @@ class Gate(BaseModel):
     limits: Limits
     checks: list[Check]
     slices: list[Row]
-    waivers: list[dict[str, str]] = Field(default_factory=list, description="Each {check, reason, expires}.")
+    waivers: list[dict[str, str]] = Field(
+        default_factory=list,
+        description="Each {check, reason, expires, status}: in force, expired or unused.",
+    )
+
+
+def missing(m: Measurements, what: str, reason: str) -> Fields:
+    """Verdict on evidence that is not there: excused by a reason, else a failure."""
+    if what in m.unmeasured:
+        return {"verdict": Verdict.UNMEASURED, "reason": m.unmeasured[what]}
+    return {"verdict": Verdict.FAIL, "reason": f"missing evidence: {reason}"}

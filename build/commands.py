@@ -31,7 +31,8 @@ def all_command(options: Namespace) -> int:
     summary = build_all(recipe, source, options.out, Console())
     table = _table("variant", "verdict", "size", "peak memory", "decided by", "published at")
     for variant in summary["variants"]:
-        decisive = next((c for c in variant["checks"] if c["verdict"] == variant["verdict"] != "PASS"), None)
+        deciding = [check for check in variant["checks"] if not check["waived"]]
+        decisive = next((c for c in deciding if c["verdict"] == variant["verdict"] != "PASS"), None)
         table.add_row(
             variant["name"],
             _verdict(variant["verdict"]),

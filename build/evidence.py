@@ -32,7 +32,7 @@ COMMANDS = """#!/bin/sh
 # Run from a checkout of the project.
 python -m build all --recipe "$(dirname "$0")/recipe.json" --only {variant} "$@"
 """
-QUALITY = ("accuracy_margin", "max_kl", "max_flip_rate")
+QUALITY = ("accuracy_margin", "slice_margin", "max_kl", "max_flip_rate")
 ON_DEVICE = ("accuracy", "fidelity", "latency", "peak_memory_bytes")  # only a variant's device can tell these
 
 
@@ -94,9 +94,10 @@ def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing
 
 def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> Gate:
     """The gate on a variant's evidence. What a variant cannot have is not asked of it."""
-    limits = recipe.gate
+    waivers = tuple(waiver for waiver in recipe.gate.waivers if waiver.variant in (None, variant))
+    limits = recipe.gate.model_copy(update={"waivers": waivers})
     if variant == "fp16":  # nothing to compare the baseline with but the budget
-        limits = limits.model_copy(update=dict.fromkeys((*QUALITY, *LATENCY)))
+        limits = limits.model_copy(update=dict.fromkeys((*QUALITY, *LATENCY)) | {"slice_margins": {}})
     elif not KINDS[variant].runs:  # a checkpoint is as fast as the engine that will run it
         limits = limits.model_copy(update=dict.fromkeys(LATENCY))
     baseline = BASELINES[KINDS[variant].device]
@@ -116,9 +117,7 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         memory_at=(recipe.gate.context, recipe.gate.batch),
         unmeasured={} if runs_here(variant) else dict.fromkeys(ON_DEVICE, _elsewhere(variant, recipe)),
     )
-    waivers = [waiver for waiver in recipe.waivers if waiver.variant == variant]
-    told = [waiver.model_dump(mode="json", exclude={"variant"}) for waiver in waivers]
-    return gate(measurements, limits).model_copy(update={"waivers": told})
+    return gate(measurements, limits)
 
 
 def runs_here(variant: str) -> bool:

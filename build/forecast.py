@@ -59,11 +59,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Load:
-    """A set of prompts: tokens and vision patches of each, on average, and how many there are."""
+    """A set of prompts: tokens and vision patches of each, on average, and how many there are.
+
+    steps: tokens of the longest right answer of a batch, on average; None is as many as the recipe allows.
+    """
 
     tokens: float
     patches: float
     prompts: int = 1
+    steps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ def longest_context(config: ModelConfig, variant: str, group_size: int, batch: i
 
 
 def answer_seconds(
-    config: ModelConfig, variant: str, machine: Machine, load: Load, prompts: float, steps: int, batch: int
+    config: ModelConfig, variant: str, machine: Machine, load: Load, prompts: float, steps: float, batch: int
 ) -> float:
     """Seconds for `prompts` prompts in batches of `batch`, each batch followed by `steps` decoding steps."""
     size, text, kind, way = Size.of(config), config.text, KINDS[variant], runtime(variant)
@@ -234,11 +238,12 @@ def seconds(
         case "tensorrt":
             return 3 + written / COMPILED_PER_S[bool(KINDS[variant].method)]
         case "evaluate":
+            steps = evaluate.max_tokens if asked.steps is None else min(asked.steps, evaluate.max_tokens)
             answers = answer_seconds(
-                config, variant, machine, asked, evaluate.items, evaluate.max_tokens, evaluate.batch_size
+                config, variant, machine, asked, evaluate.items, steps, evaluate.batch_size
             )
             some = min(evaluate.fidelity_items, evaluate.items)
-            rows = 2 * some * evaluate.max_tokens * Size.of(config).embedding / machine.flops
+            rows = 2 * some * steps * Size.of(config).embedding / machine.flops
             return start + answers + answer_seconds(config, variant, machine, asked, some, 0, 1) + rows
         case "memory":
             load = Load(gate.context, image_patches(config, gate.context))

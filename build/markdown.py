@@ -29,7 +29,8 @@ def markdown(summary: dict[str, Any]) -> str:
             if check["verdict"] in ("FAIL", "INCONCLUSIVE")
         ]
         against += [
-            f"- `{variant['name']}` {waiver['check']}: waived until {waiver['expires']}, {waiver['reason']}"
+            f"- `{variant['name']}` waiver {waiver['status']}: {waiver['check']}, until {waiver['expires']}: "
+            f"{waiver['reason']}"
             for waiver in variant["waivers"]
         ]
     return "\n".join(lines + ([""] if against else []) + against) + "\n"

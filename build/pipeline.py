@@ -84,8 +84,11 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
             }
             found = documents(variant, recipe, built, judged, timings)
             publish(artifact, found, needs, folder / variant)
-        waived = ", waived" if leaves and judged.verdict != "PASS" else ""
-        console.say(f"gate {variant}: {judged.verdict}{waived}{'' if leaves else ', not published'}")
+        console.say(f"gate {variant}: {judged.verdict}{'' if leaves else ', not published'}")
+        for waiver in judged.waivers:
+            console.say(
+                f"gate {variant}: waiver {waiver['status']}: {waiver['check']}, until {waiver['expires']}"
+            )
         rows.append(
             {
                 "name": variant,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.resources import human_size
-from bench.suites import load_suite
+from bench.suites.catalogue import load_suite
 from build import forecast, stages
 from build.console import Console
 from build.evidence import runs_here
@@ -132,7 +132,10 @@ def _loads(recipe: Recipe, source: Source) -> tuple[forecast.Load, forecast.Load
     processor = Processor.load(source.path)
     items = load_suite(recipe.evaluate.suite, min(recipe.evaluate.items, SAMPLE), recipe.evaluate.seed)
     samples = read_samples(stages.calibration_file(recipe.quantize))
-    asked = _mean([processor(item.messages) for item in items])
+    lengths = [len(processor.tokenizer.encode(item.answer).ids) + 1 for item in items]  # and an end token
+    size = recipe.evaluate.batch_size
+    batches = [max(lengths[i : i + size]) for i in range(0, len(lengths), size)]
+    asked = replace(_mean([processor(item.messages) for item in items]), steps=sum(batches) / len(batches))
     seen = _mean(prepare(samples[:SAMPLE], processor))
     return asked, replace(seen, prompts=len(samples))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,7 +104,8 @@ class Export(Section):
 
 class Evaluate(Section):
     suite: str = Field(
-        "micro", description="`micro` (generated tasks with exact answers) or a JSONL file of items."
+        "micro",
+        description="`micro`, `mixed` or another suite of docs/suites.md, `BENCHMARK:DIR`, or a JSONL file.",
     )
     items: PositiveInt = Field(1000, description="Held-out items each variant answers.")
     seed: int = Field(0, description="Seed of the generated items.")
@@ -123,15 +123,6 @@ class Latency(Section):
     warmup: PositiveInt = Field(2, description="Requests answered and thrown away before measuring.")
 
 
-class Waiver(Section):
-    """Lets a variant leave although one of its checks did not pass; gate, report and model card show it."""
-
-    variant: Variant = Field(description="Whose check it is.")
-    check: str = Field(min_length=1, description="Metric of the check, as gate.json names it.")
-    reason: str = Field(min_length=1, description="Why, for whoever reads the model card.")
-    expires: date = Field(description="Last day on which it counts.")
-
-
 class Recipe(Section):
     name: str = Field(description="Name of the recipe.")
     model: str = Field("embedded", description="`embedded`, a folder, or HUB_ID@REVISION.")
@@ -141,14 +132,14 @@ class Recipe(Section):
     evaluate: Evaluate = Field(Evaluate(), description="How accuracy is measured.")
     latency: Latency = Field(Latency(), description="How latency is measured.")
     gate: Limits = Field(Limits(), description="What a variant must hold to be published.")
-    waivers: tuple[Waiver, ...] = Field(
-        (), description="Checks that may fail: each {variant, check, reason, expires}."
-    )
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
         if "fp16" not in self.variants:
             raise ValueError("variants must include fp16: it is the baseline the others are gated against")
+        for waiver in self.gate.waivers:
+            if waiver.variant not in (None, *KINDS):
+                raise ValueError(f"gate.waivers is for {waiver.variant}: expected one of {', '.join(KINDS)}")
         for variant in self.variants:
             parent = KINDS[variant].made_from
             if parent and parent not in self.variants:

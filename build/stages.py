@@ -203,10 +203,10 @@ def engines(variant: str, network: Entry, source: Source, limits: Limits) -> Ste
 
 def items(settings: Evaluate, quantize: Quantize) -> Step:
     """The evaluation items, none of which the calibration set may hold."""
-    suite = Path(settings.suite)
+    from bench.suites.catalogue import suite_files, suite_packages
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from bench.suites import load_suite
+        from bench.suites.catalogue import load_suite
         from bench.tasks import read_items, write_items
 
         chosen = load_suite(settings.suite, settings.items, settings.seed)
@@ -223,12 +223,12 @@ def items(settings: Evaluate, quantize: Quantize) -> Step:
 
     work = Work(
         stage="items",
-        name=suite.stem,
+        name=Path(settings.suite.partition(":")[0]).stem,
         config={"suite": settings.suite, "items": settings.items, "seed": settings.seed},
         inputs={"calibration": _file_digest(calibration_file(quantize))}
-        | ({"suite": _file_digest(suite)} if settings.suite != "micro" else {}),
+        | {file.name: _file_digest(file) for file in suite_files(settings.suite)},
         code=items,
-        packages=("numpy", "pillow"),
+        packages=("numpy", "pillow", *suite_packages(settings.suite)),
     )
     return work, run
 
@@ -269,7 +269,7 @@ def evaluated(
         inputs={"artifact": artifact.digest, "items": asked.digest}
         | ({"baseline": baseline.digest} if baseline else {}),
         code=evaluated,
-        packages=("onnxruntime", "torch", "transformers", "tokenizers", "numpy", "pillow"),
+        packages=("onnxruntime", "torch", "transformers", "tokenizers", "numpy", "pillow", "rapidfuzz"),
         measures=True,
     )
     return work, run

@@ -25,12 +25,11 @@ def declared() -> dict[str, list[str]]:
     own = [line for line in extras["dev"] if not line.startswith(project["name"])]
     return {
         "serve": project["dependencies"],
-        "dev": project["dependencies"]
-        + extras["build"]
-        + extras["tensorrt"]
-        + extras["otlp"]
-        + extras["publish"]
-        + own,
+        "dev": [
+            *project["dependencies"],
+            *(line for name in ("build", "suites", "tensorrt", "otlp", "publish") for line in extras[name]),
+            *own,
+        ],
     }
 
 

@@ -60,7 +60,7 @@ def test_batched_equals_single_on_the_embedded_checkpoint(micro_checkpoint: Path
 
 
 def observation(task: str, answer: str, correct: bool, guess: float = 0.0) -> Observation:
-    return Observation("", task, answer, "", correct, guess, ())
+    return Observation("", task, answer, "", correct, guess, (), float(correct))
 
 
 def test_scores_by_hand() -> None:
@@ -83,7 +83,7 @@ def test_a_single_or_ever_different_answer_is_no_guess() -> None:
 
 
 def test_observations_come_back(tmp_path: Path) -> None:
-    rows = [Observation("id", "t", "中\u2028", "a\nb", True, 0.25, (1, 2)), observation("u", "", False)]
+    rows = [Observation("id", "t", "中\u2028", "a\nb", True, 0.25, (1, 2), 0.75), observation("u", "", False)]
     write_observations(tmp_path / "o.jsonl", rows)
     assert read_observations(tmp_path / "o.jsonl") == rows
 

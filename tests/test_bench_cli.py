@@ -113,7 +113,7 @@ def test_compare_exits_by_verdict(
     """Each task of this suite has one answer, so guessing would be perfect; that is not asked for here."""
     line = ["compare", str(models["base"]), str(models[candidate]), "--suite", str(suite), "--items", items]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.gate.guess_rate", lambda answers: 0.0)
+        patch.setattr("bench.noninferiority.guess_rate", lambda answers: 0.0)
         assert main([*line, *SMALL, "--latency-ratio", "1000", "--json"]) == code
         document = last_line(capsys)
         assert document["verdict"] == verdict
@@ -129,6 +129,40 @@ def test_compare_exits_by_verdict(
         assert "accuracy, ends in 4" in printed
 
 
+def test_compare_holds_every_slice_to_its_margin(
+    models: dict[str, Path], suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the items are of a task on which the candidate is never right; the margin of all is wide."""
+    line = [
+        "compare",
+        str(models["base"]),
+        str(models["worse"]),
+        "--suite",
+        str(suite),
+        "--items",
+        "100",
+        *SMALL,
+    ]
+    limits = ["--latency-ratio", "1000", "--accuracy-margin", "99", "--slice-margin", "20", "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.noninferiority.guess_rate", lambda answers: 0.0)
+        assert main([*line, *limits]) == 3
+    found = {
+        check["slice"]: check["verdict"]
+        for check in last_line(capsys)["checks"]
+        if check["metric"] == "accuracy"
+    }
+    assert found == {"all": "PASS", "ends in 1": "FAIL", "ends in 4": "PASS"}
+
+
+def test_plan_says_how_many_items(capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand, without a flip: z**2 * (1 - margin) / margin = 1.645**2 * 0.98 / 0.02 = 132.6."""
+    assert main(["plan-n", "--flips", "0", "--json"]) == 0
+    assert last_line(capsys) == {"slices": 1, "items_each": 133, "items": 133}
+    assert main(["plan-n", "--margin", "15", "--slices", "33"]) == 0
+    assert "1,980" in capsys.readouterr().out
+
+
 def test_a_folder_against_itself_has_one_digest(models: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(models["base"], tmp_path / "copy")
     assert commands._digest(models["base"]) == commands._digest(tmp_path / "copy")
@@ -141,6 +175,8 @@ def test_a_folder_against_itself_has_one_digest(models: dict[str, Path], tmp_pat
         (["accuracy", "/nonexistent"], "/nonexistent"),
         (["accuracy", "/nonexistent", "--suite", "macro"], "no suite 'macro'"),
         (["compare", "/nonexistent", "/nonexistent", "--accuracy-margin", "-1"], "accuracy_margin is -1"),
+        (["plan-n", "--margin", "2", "--loss", "2"], "expected 0 <= loss < margin"),
+        (["plan-n", "--flips", "1", "--loss", "1.5"], "loss <= flips"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_1(
@@ -160,6 +196,8 @@ def test_bad_input_is_one_line_and_exit_1(
         ["accuracy"],
         ["accuracy", "x", "--items", "0"],
         ["latency", "x", "--output-tokens", "1"],
+        ["plan-n", "--power", "1"],
+        ["plan-n", "--confidence", "sure"],
         ["macro"],
     ],
 )

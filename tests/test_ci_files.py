@@ -70,7 +70,7 @@ def test_the_summary_for_a_pull_request() -> None:
     check = {"metric": "accuracy", "relative": False, "reason": "worse", "verdict": "FAIL"}
     low = {**check, "delta": -3.14, "ci_low": -4.2, "ci_high": -2.0}
     unmeasured = {**check, "delta": None, "verdict": "UNMEASURED"}
-    waiver = {"check": "accuracy", "reason": "a demo", "expires": "2027-05-31"}
+    waiver = {"check": "accuracy", "reason": "a demo", "expires": "2027-05-31", "status": "in force"}
     a = {"name": "a", "verdict": "FAIL", "checks": [low], "bytes": 10**6, "peak_memory_bytes": 10**8}
     b = {"name": "b", "verdict": "UNMEASURED", "checks": [unmeasured], "bytes": 1, "peak_memory_bytes": None}
     variants = [a | {"waivers": [waiver]}, b | {"waivers": []}]
@@ -83,7 +83,7 @@ def test_the_summary_for_a_pull_request() -> None:
     assert lines[6:] == [
         "",
         "- `a` accuracy: FAIL, worse",
-        "- `a` accuracy: waived until 2027-05-31, a demo",
+        "- `a` waiver in force: accuracy, until 2027-05-31: a demo",
     ]
 
 

@@ -29,7 +29,7 @@ BEFORE = [3, 5, 5, 9, 7, 8, 2, 1]  # the token before each token of the answers
 
 def observed(right: list[bool]) -> list[Observation]:
     return [
-        Observation(item.id, "t", "x", "x", ok, 0.0, answer)
+        Observation(item.id, "t", "x", "x", ok, 0.0, answer, float(ok))
         for item, answer, ok in zip(ITEMS, ANSWERS, right, strict=True)
     ]
 

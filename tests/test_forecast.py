@@ -142,12 +142,14 @@ def test_scaling_an_int8_cache_is_counted() -> None:
 
 def test_more_work_takes_longer() -> None:
     recipe, config = load_recipe("qwen3-vl-2b"), full_size()
-    double = load_recipe("qwen3-vl-2b", overrides=["evaluate.items=2000", "evaluate.max_tokens=32"])
+    double = load_recipe("qwen3-vl-2b", overrides=["evaluate.items=2000", "evaluate.max_tokens=384"])
 
     def time(of: Any) -> float:
         return forecast.seconds("evaluate", config, "fp16", of, MACHINE, Load(100, 100), Load(0, 0))
 
     assert 1.9 * time(recipe) < time(double) < 4 * time(recipe)
+    short = forecast.seconds("evaluate", config, "fp16", recipe, MACHINE, Load(100, 100, steps=9), Load(0, 0))
+    assert short < time(recipe) / 2
 
 
 @pytest.mark.parametrize("command", ["all", "plan"])

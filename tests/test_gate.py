@@ -22,7 +22,7 @@ ANSWERS = ("red", "green", "blue", "black", "white")
 def observations(right: Sequence[bool], tasks: int = 2) -> list[Observation]:
     """Answers spread over five constants, so that guessing earns about 20 %."""
     return [
-        Observation(str(i), f"task{i % tasks}", ANSWERS[i % 5], "?", bool(ok), 0.2, (1, 2))
+        Observation(str(i), f"task{i % tasks}", ANSWERS[i % 5], "?", bool(ok), 0.2, (1, 2), float(ok))
         for i, ok in enumerate(right)
     ]
 
@@ -170,7 +170,8 @@ def test_a_baseline_that_guesses_shows_nothing() -> None:
 def test_a_baseline_that_always_says_the_same_shows_nothing() -> None:
     """95 % right, on items of which 95 % have one answer."""
     rows = [
-        Observation(str(i), "t", "no" if i % 20 else "yes", "no", bool(i % 20), 0.0, ()) for i in range(400)
+        Observation(str(i), "t", "no" if i % 20 else "yes", "no", bool(i % 20), 0.0, (), float(i % 20 > 0))
+        for i in range(400)
     ]
     assert accuracy(Measurements("a", "b", rows, rows)).verdict == Verdict.INCONCLUSIVE
 

@@ -378,10 +378,10 @@ def test_what_did_not_pass_stays(tmp_path: Path, refused: Callable[..., str], ru
     assert "is not published: gate FAIL: accuracy" in refused("publish", failed, "--to", tmp_path / "shelf")
     assert not (tmp_path / "shelf" / "qwen3-vl-micro" / "gptq-int4-onnx").exists()
     waiver = {"check": "accuracy", "reason": "for a demo", "expires": "2999-01-01"}
-    waived = publish_variant(tmp_path / "b", "gptq-int4-onnx", verdict="FAIL", waivers=[waiver])
+    waived = publish_variant(tmp_path / "b", "gptq-int4-onnx", waivers=[waiver])
     path = Path(run("publish", waived, "--to", tmp_path / "shelf")["published"][0]["reference"])
     card = (path / "README.md").read_text()
-    assert "This variant did **not** pass its gate (FAIL)" in card
+    assert "The gate did **not** ask this variant to pass" in card
     assert "- **accuracy** is waived until 2999-01-01: for a demo" in card
     damaged = publish_variant(tmp_path / "c", "gptq-int4-onnx")
     (damaged / "config.json").write_text("{}")

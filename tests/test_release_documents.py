@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,18 @@ def test_staging_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_a_waiver_covers_its_checks_and_no_other() -> None:
-    def gate(*metrics: str, waivers: list[dict[str, str]]) -> dict[str, Any]:
-        checks = [{"metric": metric, "verdict": "FAIL", "reason": "worse"} for metric in metrics]
-        return {"verdict": "FAIL", "checks": checks, "waivers": waivers}
-
-    accuracy = {"check": "accuracy", "reason": "a demo", "expires": "2999-01-01"}
-    assert refusal(gate("accuracy", waivers=[accuracy])) is None
-    assert refusal(gate("accuracy", "kl_mean", waivers=[accuracy])) == "gate FAIL: kl_mean: worse"
-    assert refusal(gate(waivers=[accuracy])) == "gate FAIL: it has no checks"
+def test_only_what_passed_leaves_and_only_while_its_waivers_stand() -> None:
+    waiver = {"check": "accuracy", "reason": "a demo", "expires": "2027-05-31", "status": "in force"}
+    checks = [
+        {"metric": m, "verdict": "FAIL", "reason": "worse", "waived": m == "accuracy"}
+        for m in ("accuracy", "kl_mean")
+    ]
+    passed = {"verdict": "PASS", "checks": checks[:1], "waivers": [waiver]}
+    assert refusal(passed, date(2027, 5, 31)) is None
+    assert refusal(passed, date(2027, 6, 1)) == (
+        "its waiver of accuracy has expired on 2027-05-31; build it again"
+    )
+    assert refusal(passed | {"waivers": [waiver | {"status": "expired"}]}, date(2027, 6, 1)) is None
+    assert refusal({"verdict": "FAIL", "checks": checks, "waivers": [waiver]}) == "gate FAIL: kl_mean: worse"
+    assert refusal({"verdict": "FAIL", "checks": [], "waivers": []}) == "gate FAIL: no check is left to pass"
     assert str(refusal({})).startswith("no gate")

@@ -26,7 +26,8 @@ TASKS = ["ocr", "count", "<b>bold</b>"]
 
 def answers(wrong: int) -> list[Observation]:
     return [
-        Observation(str(i), TASKS[i % 3], "abcdefg"[i % 7], "", i >= wrong, 0.1, (1,)) for i in range(300)
+        Observation(str(i), TASKS[i % 3], "abcdefg"[i % 7], "", i >= wrong, 0.1, (1,), float(i >= wrong))
+        for i in range(300)
     ]
 
 
@@ -256,3 +257,13 @@ def test_attributes_and_text_are_escaped() -> None:
         tag("text", "<&>", aria_label='"x"', x=1.0)
         == '<text aria-label="&#34;x&#34;" x="1">&lt;&amp;&gt;</text>'
     )
+
+
+def test_a_waived_check_and_its_waiver_are_on_the_page(tmp_path: Path) -> None:
+    waiver = {"check": "accuracy", "reason": "known & accepted until then", "expires": "2999-01-01"}
+    shown = [variant("fp16", 10, 1.0, accuracy_margin=None), variant("worse", 60, waivers=[waiver])]
+    assert shown[1].gate.verdict == "PASS"
+    write_report(summary(shown), shown, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Waiver in force, until 2999-01-01: accuracy. known &amp; accepted until then" in page
+    assert "accuracy (waived)" in page

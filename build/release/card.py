@@ -61,13 +61,14 @@ def _origin(manifest: Manifest) -> str:
 
 
 def _waivers(gate: Json) -> str:
-    if not gate.get("waivers"):
+    standing = [waiver for waiver in gate.get("waivers", []) if waiver["status"] == "in force"]
+    if not standing:
         return ""
     lines = [
         f"- **{waiver['check']}** is waived until {waiver['expires']}: {waiver['reason']}"
-        for waiver in gate["waivers"]
+        for waiver in standing
     ]
-    return f"## Waived\n\nThis variant did **not** pass its gate ({gate['verdict']}).\n\n" + "\n".join(lines)
+    return "## Waived\n\nThe gate did **not** ask this variant to pass:\n\n" + "\n".join(lines)
 
 
 def _results(folder: Path, manifest: Manifest, gate: Json) -> str:

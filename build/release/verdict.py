@@ -1,4 +1,4 @@
-"""What may leave: a variant that passed its gate, or one whose every failed check is waived."""
+"""What may leave: a variant that passed its gate, as long as no waiver that helped it has expired."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from typing import Any
 def refusal(gate: Mapping[str, Any], today: date | None = None) -> str | None:
     """Why a variant with this gate.json may not leave; None when it may.
 
-    A waiver counts for the checks of its metric until the day it expires, that day included.
+    A waiver counts until the day it expires, that day included.
     """
-    verdict = gate.get("verdict")
+    verdict, today = gate.get("verdict"), today or datetime.now(UTC).date()
     if verdict is None:
         return "no gate: evidence/gate.json is missing; build it again with `python -m build all`"
-    if verdict == "PASS":
-        return None
-    today = today or datetime.now(UTC).date()
-    waivers = gate["waivers"]
-    standing = {waiver["check"] for waiver in waivers if date.fromisoformat(waiver["expires"]) >= today}
-    for check in gate["checks"]:
-        if check["verdict"] != "PASS" and check["metric"] not in standing:
-            expired = any(waiver["check"] == check["metric"] for waiver in waivers)
-            ending = "; its waiver has expired" if expired else ""
-            return f"gate {verdict}: {check['metric']}: {check['reason']}{ending}"
-    return None if gate["checks"] else f"gate {verdict}: it has no checks"
+    if verdict != "PASS":
+        against = [check for check in gate["checks"] if check["verdict"] == verdict and not check["waived"]]
+        why = f"{against[0]['metric']}: {against[0]['reason']}" if against else "no check is left to pass"
+        return f"gate {verdict}: {why}"
+    for waiver in gate["waivers"]:
+        if waiver["status"] == "in force" and today > date.fromisoformat(waiver["expires"]):
+            return f"its waiver of {waiver['check']} has expired on {waiver['expires']}; build it again"
+    return None

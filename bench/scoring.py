@@ -1,0 +1,299 @@
+"""How well an answer fits: one pure function a metric, from 0 (wrong, malformed or missing) to 1.
+
+An item names its metric and keeps what is right as a string, in JSON where it has parts. A metric never
+raises on what a model says. Sources: ANLS: Biten et al., ICCV 2019; relaxed accuracy: Masry et al.,
+ChartQA, 2022; VQA accuracy: Antol et al., ICCV 2015; token F1: Rajpurkar et al., SQuAD, 2016.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SECONDS = 2.0  # an answer that is off by more, or tells no time, counts as off by this much
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
+
+
+def score(metric: str, text: str, answer: str) -> float:
+    """By the metric's name."""
+    return METRICS[metric](text, answer)
+
+
+def is_correct(metric: str, value: float) -> bool:
+    """Whether a score counts as a right answer, where right and wrong are asked for."""
+    return value >= RIGHT_FROM.get(metric, 1.0)
+
+
+def exact(text: str, answer: str) -> float:
+    """The same text but for whitespace at the ends."""
+    return float(text.strip() == answer.strip())
+
+
+def words(text: str, answer: str) -> float:
+    """The same words in the same order, whatever their case and punctuation."""
+    return float(_words(text) == _words(answer))
+
+
+def choice(text: str, answer: str) -> float:
+    """One letter, as in "B", "(b)" or "B. a red cup"; two letters are no choice, nor is "A red cup"."""
+    found = re.match(r"\s*\(?([A-Za-z])\)?(?:[.:)]|\s*$)", text)
+    others = re.findall(r"(?:^|\s|\()([A-Z])(?=[.:)]|$)", text)
+    return float(found is not None and found[1].upper() == answer.upper() and set(others) <= {answer.upper()})
+
+
+def count(text: str, answer: str) -> float:
+    """One whole number, in digits or as a word up to twelve."""
+    found = _numbers(text) or [float(WORDS.index(word)) for word in _words(text) if word in WORDS]
+    return float(len(found) == 1 and found[0] == float(answer))
+
+
+def number(text: str, answer: str) -> float:
+    """One number within 5 %; units and signs of currency are let be."""
+    found = _numbers(text)
+    return float(len(found) == 1 and _close(found[0], float(answer)))
+
+
+def relaxed(text: str, answer: str) -> float:
+    """ChartQA: within 5 % if the answer is a number, else the same words; percent signs are dropped."""
+    right, said = _as_number(answer), _as_number(text)
+    return words(text, answer) if right is None or said is None else float(_close(said, right))
+
+
+def characters(text: str, answer: str) -> float:
+    """One minus the character error rate: edits over the length of what is right, 0 from there on."""
+    from rapidfuzz.distance import Levenshtein
+
+    said, right = _plain(text), _plain(answer)
+    return max(0.0, 1 - int(Levenshtein.distance(said, right)) / len(right))
+
+
+def box(text: str, answer: str) -> float:
+    """Intersection over union with the one box told, [x1, y1, x2, y2] or Qwen's (x1,y1),(x2,y2)."""
+    said, right = _boxes(text), json.loads(answer)
+    if len(said) != 1:
+        return 0.0
+    (ax, ay, az, aw), (bx, by, bz, bw) = said[0], right
+    if az <= ax or aw <= ay:
+        return 0.0
+    overlap = max(0.0, min(az, bz) - max(ax, bx)) * max(0.0, min(aw, bw) - max(ay, by))
+    return float(overlap / ((az - ax) * (aw - ay) + (bz - bx) * (bw - by) - overlap))
+
+
+def fields(text: str, answer: str) -> float:
+    """F1 over the leaves of a JSON object: a leaf counts if path and value are right."""
+    said, right = _json(text), json.loads(answer)
+    if not isinstance(said, dict):
+        return 0.0
+    told, wanted = dict(_leaves(said)), dict(_leaves(right))
+    hits = sum(path in told and _same(told[path], value) for path, value in wanted.items())
+    return 2 * hits / (len(told) + len(wanted))
+
+
+def strict_json(text: str, answer: str) -> float:
+    """Nothing but JSON: 1 if its value is right, half if only names and types are, else 0."""
+    try:
+        said = json.loads(text, parse_int=float)  # an int may be too large to compare with a float
+    except (ValueError, RecursionError):
+        return 0.0
+    return _value_or_shape(said, json.loads(answer))
+
+
+def tool_call(text: str, answer: str) -> float:
+    """One call in Qwen's form: 1 if name and arguments are right, half if the call is valid, else 0.
+
+    The answer: {"name": ..., "arguments": ...}. Valid: the tool's name, every argument there and of its type.
+    """
+    calls = re.findall(r"<tool_call>(.*?)</tool_call>", text, re.DOTALL)
+    said = _json(calls[0]) if len(calls) == 1 else None
+    fits = isinstance(said, dict) and said.get("name") == json.loads(answer)["name"]
+    return strict_json(calls[0], answer) if fits else 0.0
+
+
+def sequence(text: str, answer: str) -> float:
+    """The same list in the same order, separated by commas, arrows, semicolons or lines."""
+    return float(_list(text) == _list(answer))
+
+
+def recall(text: str, answer: str) -> float:
+    """The share of a JSON list's strings that are told, each as words of its own."""
+    said, wanted = f" {' '.join(_words(text))} ", json.loads(answer)
+    return sum(f" {' '.join(_words(one))} " in said for one in wanted) / len(wanted)
+
+
+def token_f1(text: str, answer: str) -> float:
+    """SQuAD's F1 of words, articles and punctuation aside."""
+    said, right = (Counter(w for w in _words(x) if w not in ("a", "an", "the")) for x in (text, answer))
+    shared = sum((said & right).values())
+    return 2 * shared / (said.total() + right.total()) if shared else 0.0
+
+
+def seconds(text: str, answer: str) -> float:
+    """1 at the right time, 0 from `SECONDS` off: the mean error is `SECONDS` times what is missing to 1."""
+    found = _numbers(text)
+    return max(0.0, 1 - abs(found[0] - float(answer)) / SECONDS) if len(found) == 1 else 0.0
+
+
+def anls(text: str, answer: str) -> float:
+    """DocVQA: best normalised similarity to one of a JSON list of answers, below one half none at all."""
+    from rapidfuzz.distance import Levenshtein
+
+    said = _plain(text).casefold()
+    best = max(Levenshtein.normalized_similarity(said, _plain(one).casefold()) for one in json.loads(answer))
+    return best if best >= 0.5 else 0.0
+
+
+def vqa(text: str, answer: str) -> float:
+    """TextVQA: min(1, agreeing annotators / 3), averaged over each nine of the ten."""
+    said, told = vqa_words(text), [vqa_words(one) for one in json.loads(answer)]
+    alike = [one == said for one in told]
+    shares = [min(1.0, (sum(alike) - one) / 3) for one in alike]
+    return sum(shares) / len(shares)
+
+
+def contains(text: str, answer: str) -> float:
+    """OCRBench: one of a JSON list of answers is in the text, whatever the case and line breaks."""
+    said = text.casefold().strip().replace("\n", " ")
+    return float(any(one.casefold().strip().replace("\n", " ") in said for one in json.loads(answer)))
+
+
+def contains_formula(text: str, answer: str) -> float:
+    """OCRBench's handwritten formulas: as `contains` with all spaces gone and the case kept."""
+    said = "".join(text.split())
+    return float(any("".join(one.split()) in said for one in json.loads(answer)))
+
+
+def vqa_words(text: str) -> str:
+    """The VQA evaluation's form: lower case, no articles nor punctuation, small numbers as digits."""
+    found = [word for word in _words(text) if word not in ("a", "an", "the")]
+    return " ".join(str(WORDS.index(word)) if word in WORDS[:11] else word for word in found)
+
+
+METRICS: Mapping[str, Callable[[str, str], float]] = {
+    "exact": exact,
+    "words": words,
+    "choice": choice,
+    "count": count,
+    "number": number,
+    "relaxed": relaxed,
+    "characters": characters,
+    "box": box,
+    "fields": fields,
+    "strict_json": strict_json,
+    "tool_call": tool_call,
+    "sequence": sequence,
+    "recall": recall,
+    "token_f1": token_f1,
+    "seconds": seconds,
+    "anls": anls,
+    "vqa": vqa,
+    "contains": contains,
+    "contains_formula": contains_formula,
+}
+# Where less than a full score is called right: IoU by custom from one half, a time within a second.
+RIGHT_FROM = {"box": 0.5, "seconds": 1 - 1 / SECONDS, "anls": 0.5, "vqa": 0.5}
+
+
+def _plain(text: str) -> str:
+    """Composed characters and single spaces: what a reader cannot see is no error."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _words(text: str) -> list[str]:
+    marks = str.maketrans(
+        dict.fromkeys(string.punctuation.replace("-", "").replace(".", "") + "“”‘’。、，؟،")
+    )
+    return [w.strip(".-") for w in _plain(text).casefold().translate(marks).split() if w.strip(".-")]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(found.replace(",", "")) for found in NUMBER.findall(text)]
+
+
+def _as_number(text: str) -> float | None:
+    bare = text.strip().rstrip(".").strip(" $€£%").replace(",", "")
+    try:
+        return float(bare)
+    except ValueError:
+        return None
+
+
+def _close(said: float, right: float) -> bool:
+    return abs(said - right) <= 0.05 * abs(right)
+
+
+def _boxes(text: str) -> list[tuple[float, ...]]:
+    one = r"\s*(-?\d+(?:\.\d+)?)\s*"
+    listed = re.findall(rf"[\[(]{one},{one},{one},{one}[\])]", text)
+    return [
+        tuple(map(float, found))
+        for found in listed or re.findall(rf"\({one},{one}\),?\s*\({one},{one}\)", text)
+    ]
+
+
+def _json(text: str) -> Any:
+    """The JSON object in a text, fenced or among words; None if there is none."""
+    begin, end = text.find("{"), text.rfind("}")
+    try:
+        return json.loads(text[begin : end + 1], parse_int=float) if 0 <= begin < end else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [leaf for key, one in value.items() for leaf in _leaves(one, f"{path}.{key}")]
+    if isinstance(value, list):
+        return [leaf for i, one in enumerate(value) for leaf in _leaves(one, f"{path}[{i}]")]
+    return [(path, value)]
+
+
+def _same(said: Any, right: Any) -> bool:
+    """Numbers to the cent, written as numbers or as text with a sign of currency; words as words."""
+    a, b = (x if _is_number(x) else _as_number(x) if isinstance(x, str) else None for x in (said, right))
+    if a is not None and b is not None:
+        return abs(float(a) - float(b)) < 0.005
+    return isinstance(said, str) and isinstance(right, str) and _words(said) == _words(right)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _value_or_shape(said: Any, right: Any) -> float:
+    if said == right and _shape(said) == _shape(right):
+        return 1.0
+    return 0.5 if _shape(said) == _shape(right) else 0.0
+
+
+def _shape(value: Any) -> Any:
+    """Names and types; the length of a list is content, and its elements' types are told once."""
+    if isinstance(value, dict):
+        return {key: _shape(one) for key, one in value.items()}
+    if isinstance(value, list):
+        shapes = [_shape(one) for one in value]
+        return [one for i, one in enumerate(shapes) if one not in shapes[:i]]
+    return "number" if _is_number(value) else type(value).__name__
+
+
+def _list(text: str) -> list[list[str]]:
+    return [found for part in re.split(r"[,;\n]|->|→", text) if (found := _words(part))]
