@@ -147,10 +147,24 @@ def test_refused(data: bytes, status: int, tmp_path: Path) -> None:
 def test_a_body_in_chunks_is_held_to_the_limit(tmp_path: Path) -> None:
     async def test() -> None:
         async with hosting(tmp_path) as (arm, router):
-            chunks = (b"2710\r\n" + b"x" * 10_000 + b"\r\n") * 11
+            chunks = (b"2710\r\n" + b"x" * 10_000 + b"\r\n") * 200
             answer = await say(router.port, POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
             assert answer.startswith(b"HTTP/1.1 413 ")
             assert not arm.asked
+
+    run(test())
+    assert len(log_lines(tmp_path)) == 1, "what comes after the refusal is thrown away"
+
+
+def test_a_body_whose_user_must_be_read_is_held_to_the_buffer(tmp_path: Path) -> None:
+    async def test() -> None:
+        more = "limits: {buffer_bytes: 1000}\n"
+        async with scripted_arm(answers(b"ok")) as arm:
+            text = policy_text(arm, more=more).replace("header:x-user-id", "user")
+            async with routing(tmp_path, text) as router:
+                assert (await ask(router.port, request(b"x" * 1000))).status == 200
+                assert (await ask(router.port, request(b"x" * 1001))).status == 413
+                assert len(arm.asked) == 1
 
     run(test())
 
