@@ -218,7 +218,7 @@ def router(options: Namespace) -> int:
     from bench.router.comparison import compare
 
     shown, result = compare(options)
-    _show(shown, result, options)
+    show(shown, result, options)
     return 0
 
 
