@@ -51,7 +51,9 @@ def publish_variant(
         (folder / weights).write_bytes(random.Random(seed).randbytes(300_000))
     files = hash_folder(folder)
     evidence.mkdir()
-    answers = [Observation(str(i), "facts", "a", "a", i < right, 0.0, (1,)) for i in range(100)]
+    answers = [
+        Observation(str(i), "facts", "a", "a", i < right, 0.0, (1,), float(i < right)) for i in range(100)
+    ]
     (evidence / "observations.jsonl").write_text("".join(json.dumps(asdict(a)) + "\n" for a in answers))
     if e2e_ms is not None:
         timings = [

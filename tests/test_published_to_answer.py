@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from openai import OpenAI
-from tests.proxies import free_port
 
+from bench.router.servers import free_port
 from engines.checkpoint import Checkpoint
 from engines.export import export
 from engines.self_test import record

@@ -147,10 +147,14 @@ def test_every_verdict_stands_with_its_reason(page: str) -> None:
 
 def test_a_waived_check_is_told(tmp_path: Path) -> None:
     shown = variants()
-    waiver = {"check": "peak_memory_bytes", "reason": "a demo", "expires": "2027-05-31"}
-    shown[3] = replace(shown[3], gate=shown[3].gate.model_copy(update={"waivers": [waiver]}))
+    waiver = {"check": "accuracy", "reason": "a demo", "expires": "2027-05-31", "status": "in force"}
+    judged = shown[3].gate
+    checks = [check.model_copy(update={"waived": check.name == "accuracy"}) for check in judged.checks]
+    shown[3] = replace(shown[3], gate=judged.model_copy(update={"checks": checks, "waivers": [waiver]}))
     write_report(summary(shown), shown, tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text().count("; waived until 2027-05-31: a demo") == 1
+    told = (tmp_path / "page.html").read_text()
+    assert told.count("Waiver in force, until 2027-05-31: accuracy. a demo") == 1
+    assert told.count("accuracy (waived)") == 1
 
 
 def test_charts_are_those_the_evidence_suffices_for(tmp_path: Path, page: str) -> None:

@@ -78,11 +78,11 @@ class Published:
 
     @property
     def accuracy(self) -> tuple[float, float] | None:
-        """Percent of the answers that are right, and half the width of its 95 % interval (normal)."""
+        """Mean score in percent, and half the width of its 95 % interval (normal, that of right and wrong)."""
         if not self.answers:
             return None
         n = len(self.answers)
-        share = sum(answer.correct for answer in self.answers) / n
+        share = sum(answer.score for answer in self.answers) / n
         return 100 * share, 196 * sqrt(share * (1 - share) / n)
 
     def latency(self) -> dict[str, float] | None:
