@@ -78,7 +78,7 @@ class Published:
 
     @property
     def accuracy(self) -> tuple[float, float] | None:
-        """Mean score in percent, and half the width of its 95 % interval (normal, that of right and wrong)."""
+        """Mean score in percent, and half the width of its 95 % interval (normal)."""
         if not self.answers:
             return None
         n = len(self.answers)
