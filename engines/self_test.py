@@ -21,12 +21,15 @@ LENGTH = 16  # tokens, at most
 # In logits: what the best token leads the second by. From the first lead that is less, the rounding of
 # another processor might choose otherwise: the answer is compared no further.
 LEAD = 0.5
+# The one with the longest clear answer is kept.
+PROMPTS = ("What is this?", "Which color is this?", "How many shapes are there?", "Describe the picture.")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """How many tokens of the greedy answer are compared, and their digest (see `digest`)."""
+    """What is asked, how many tokens of the greedy answer are compared, and their digest (see `digest`)."""
 
+    prompt: str
     tokens: int
     digest: str
 
@@ -38,17 +41,17 @@ class Reference:
             return None
         found = read_json(path)
         try:
-            return cls(int(found["tokens"]), str(found["digest"]))
+            return cls(str(found["prompt"]), int(found["tokens"]), str(found["digest"]))
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path} holds no tokens and digest: export the checkpoint again") from None
+            raise UserError(f"{path} holds no prompt, tokens and digest: export it again") from None
 
 
-def question(processor: Processor) -> Inputs:
+def question(processor: Processor, prompt: str = PROMPTS[0]) -> Inputs:
     """About a picture, so that everything has to work."""
     slope = np.linspace(0, 255, 64, dtype=np.uint8)
     red, green = np.meshgrid(slope, slope)
     picture = Image.fromarray(np.stack([red, green, 255 - red], axis=-1))
-    parts = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]
     return processor([{"role": "user", "content": parts}])
 
 
@@ -58,9 +61,17 @@ def digest(inputs: Inputs, answer: Sequence[int]) -> str:
 
 
 def record(directory: Path) -> None:
-    """Ask the artifact just made in `directory`, and keep its answer's digest there."""
+    """Ask the artifact just made in `directory`, and keep its clearest answer's digest there."""
     session, processor = OnnxSession(directory), Processor.load(directory)
-    inputs, answer = question(processor), list[int]()
+    answers = {prompt: _answer(session, question(processor, prompt)) for prompt in PROMPTS}
+    prompt, answer = max(answers.items(), key=lambda found: len(found[1]))
+    known = digest(question(processor, prompt), answer)
+    write_json(directory / FILE, {"prompt": prompt, "tokens": len(answer), "digest": known})
+
+
+def _answer(session: OnnxSession, inputs: Inputs) -> list[int]:
+    """The greedy answer up to its end or to the first token that leads by too little."""
+    answer: list[int] = []
     logits, cache = session.prefill([inputs], capacity=len(inputs.input_ids) + LENGTH)
     row = logits[0, -1]
     while len(answer) < LENGTH and _lead(row) >= LEAD:
@@ -68,7 +79,7 @@ def record(directory: Path) -> None:
         if answer[-1] in session.config.eos_token_ids:
             break
         row = session.decode(np.array(answer[-1:]), cache)[0]
-    write_json(directory / FILE, {"tokens": len(answer), "digest": digest(inputs, answer)})
+    return answer
 
 
 def _lead(logits: NDArray[np.float32]) -> float:

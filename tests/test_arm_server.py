@@ -270,7 +270,7 @@ def test_an_artifact_that_answers_otherwise_is_not_served(
         (changed / "embedding.bin").write_bytes(data)
     assert "the self-test failed: an answer of digest sha256:" in fails(capsys, str(changed))
     (changed / FILE).write_text("{}")
-    assert "holds no tokens and digest" in fails(capsys, str(changed))
+    assert "holds no prompt, tokens and digest" in fails(capsys, str(changed))
 
 
 def test_too_little_memory_names_what_fits(

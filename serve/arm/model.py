@@ -55,7 +55,8 @@ class Model:
     def self_test(self) -> str:
         """Answer the artifact's own question; returns what can be said of it, UserError when it is wrong."""
         found: SimpleQueue[Token | Exception] = SimpleQueue()
-        inputs, reference = question(self.processor), self.reference
+        reference = self.reference
+        inputs = question(self.processor, reference.prompt) if reference else question(self.processor)
         length = max(1, reference.tokens if reference else LENGTH)
         rules, eos = Rules(max_tokens=length, logprobs=0), self.processor.config.eos_token_ids
         vision = self.slots.see(inputs)
