@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any
 
 
@@ -12,7 +12,7 @@ def refusal(gate: Mapping[str, Any], today: date | None = None) -> str | None:
 
     A waiver counts until the day it expires, that day included.
     """
-    verdict, today = gate.get("verdict"), today or datetime.now(UTC).date()
+    verdict, today = gate.get("verdict"), today or date.today()
     if verdict is None:
         return "no gate: evidence/gate.json is missing; build it again with `python -m build all`"
     if verdict != "PASS":

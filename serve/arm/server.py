@@ -25,7 +25,15 @@ def run(options: argparse.Namespace) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("serve.arm").setLevel(logging.INFO)
     arm = Arm(_settings(options))
-    config = uvicorn.Config(
+    config = http_config(arm)
+    listener = _listen(options.host, options.port)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(Server(config, arm), arm, options, listener))
+
+
+def http_config(arm: Arm) -> uvicorn.Config:
+    """How uvicorn serves an arm."""
+    return uvicorn.Config(
         build_app(arm),
         loop="uvloop",
         http="httptools",
@@ -37,9 +45,6 @@ def run(options: argparse.Namespace) -> None:
         proxy_headers=False,
         timeout_keep_alive=75,  # longer than the idle time of the usual proxies: they close first
     )
-    listener = _listen(options.host, options.port)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(Server(config, arm), arm, options, listener))
 
 
 class Server(uvicorn.Server):

@@ -25,11 +25,11 @@ from engines.config import ModelConfig
 from engines.onnx_vision import UNSEEN, VisionTokens
 from engines.processor import Inputs, Processor
 from engines.slots import Slot
-from serve.arm.app import build_app
 from serve.arm.arm import Arm, Settings
 from serve.arm.metrics import Metrics
 from serve.arm.model import Model
 from serve.arm.scheduler import Scheduler
+from serve.arm.server import http_config
 
 STEP = 0.005  # seconds
 CHECKPOINT = Path("bench/micro/checkpoint")
@@ -73,15 +73,7 @@ def serve(listener: socket.socket, streams: int, vocabulary: int) -> None:
     arm = Arm(Settings("clock", slots=streams), metrics)
     arm.model = Model(processor, slots, Scheduler(slots, metrics), {"temperature": 0.0})
     arm.model.scheduler.start()
-    config = uvicorn.Config(
-        build_app(arm),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-    )
+    config = http_config(arm)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(uvicorn.Server(config).serve(sockets=[listener]))
 
