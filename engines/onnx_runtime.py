@@ -77,7 +77,9 @@ def open_model(path: Path, threads: int | None, provider: str = CPU, *, replay: 
         if provider == RTX.provider:
             options.add_provider_for_devices([_rtx_device()], settings)
             return ort.InferenceSession(str(path), options)
-        return ort.InferenceSession(
+        if provider == CUDA:
+            ort.preload_dlls()  # from NVIDIA's packages, which no search path of the system names
+        graph = ort.InferenceSession(
             str(path), options, providers=[(provider, settings)], disabled_optimizers=folding
         )
     except UserError:
@@ -85,6 +87,13 @@ def open_model(path: Path, threads: int | None, provider: str = CPU, *, replay: 
     except Exception as error:  # onnxruntime's errors share no narrower base
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path} cannot be loaded, export the checkpoint again: {reason}") from None
+    # Where a provider finds no GPU or not its libraries, onnxruntime takes the CPU and says nothing.
+    if provider not in graph.get_providers():
+        raise UserError(
+            f"{provider} cannot start: found no GPU, or not the libraries it was built with; see that "
+            "nvidia-smi lists a GPU, and install requirements/gpu.txt"
+        )
+    return graph
 
 
 def check_provider(provider: str) -> None:

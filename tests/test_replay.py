@@ -12,8 +12,10 @@ import pytest
 
 from engines.cache import Cache
 from engines.checkpoint import Checkpoint
+from engines.errors import UserError
 from engines.export import export_standard
 from engines.onnx_files import DECODER
+from engines.onnx_runtime import CUDA, open_model
 from engines.onnx_session import ROOM, OnnxSession
 from engines.processor import Inputs
 from tests.int4_checkpoints import write_int4_pair
@@ -131,3 +133,9 @@ def test_prompts_are_not_recorded(recording: OnnxSession, monkeypatch: pytest.Mo
     monkeypatch.setattr(recording, "run", lambda bound: (seen.append(bound.options), run(bound)))
     recording.prefill([prompt(20)], capacity=40)
     assert [options.get_run_config_entry("gpu_graph_id") for options in seen] == ["-1"]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_gpu_that_does_not_start_is_not_replaced_by_the_cpu(network: Path) -> None:
+    with pytest.raises(UserError, match="CUDAExecutionProvider cannot start: found no GPU, or not the libr"):
+        open_model(network / DECODER, 1, CUDA)
