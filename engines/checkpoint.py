@@ -123,6 +123,11 @@ def _read_shards(directory: Path) -> tuple[tuple[Path, ...], dict[str, NDArray[A
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{directory / INDEX} has no weight_map from tensor names to files")
     names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(
+                f"{directory / INDEX} names {name!r}: expected *.safetensors files of the same folder"
+            )
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise UserError(
             f"{directory / missing[0]} is missing ({len(missing)} of {len(names)} shards are): fetch it again"

@@ -48,24 +48,45 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
             f"{path} is truncated or no safetensors file: {content.size} bytes do not hold its header"
         )
     try:
-        header = json.loads(content[8 : 8 + header_size].tobytes())
+        header = json.loads(content[8 : 8 + header_size].tobytes(), object_pairs_hook=_unique)
         header.pop("__metadata__", None)
         data = content[8 + header_size :]
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if end > data.size:
+        end = _check_layout(header)
+        if end != data.size:
+            problem = "is truncated" if end > data.size else "has bytes of no tensor"
             raise UserError(
-                f"{path} is truncated: it holds {data.size} bytes of tensors, its header promises {end}"
+                f"{path} {problem}: it holds {data.size} bytes of tensors, its header promises {end}"
             )
         return {name: _view(data, entry) for name, entry in header.items()}
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a malformed safetensors header: {error!r}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
+
+
+def _check_layout(header: dict[str, dict[str, Any]]) -> int:
+    """Where the last tensor ends; ValueError unless they lie one after the other, as the format has them."""
+    end = 0
+    for begin, stop in sorted(tuple(entry["data_offsets"]) for entry in header.values()):
+        if not (type(begin) is type(stop) is int and end == begin <= stop):
+            raise ValueError(f"a tensor from {begin!r} to {stop!r}, expected one from {end} on")
+        end = stop
+    return end
 
 
 def _view(data: NDArray[np.uint8], entry: dict[str, Any]) -> NDArray[Any]:
     begin, end = entry["data_offsets"]
-    tensor: NDArray[Any] = data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), entry["shape"]
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise ValueError(f"shape {shape}")
+    tensor: NDArray[Any] = data[begin:end].view(dtype).reshape(shape)
     return tensor
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from engines import packing
 from engines.checkpoint import Checkpoint, expected_tensors
 from engines.errors import UserError
 from engines.int4 import Int4
+from engines.safetensors import read_safetensors
 from tests.checkpoints import edit_json, write_checkpoint
 
 DOWN = "model.language_model.layers.0.mlp.down_proj"
@@ -108,6 +110,10 @@ def shrink_index(folder: Path) -> None:
     edit_json(folder / "model.safetensors.index.json", weight_map=None)
 
 
+def name_a_shard(folder: Path, name: str) -> None:
+    edit_json(folder / "model.safetensors.index.json", weight_map={"x": name})
+
+
 SHARD = "model-00002-of-00002.safetensors"
 
 
@@ -127,6 +133,13 @@ SHARD = "model-00002-of-00002.safetensors"
             rf"{SHARD} is truncated or no safetens",
         ),
         (shrink_index, "has no weight_map"),
+        *(
+            (
+                partial(name_a_shard, name=name),
+                r"names '.*': expected \*.safetensors files of the same folder",
+            )
+            for name in ("../secret.safetensors", "/etc/passwd", "pytorch_model.bin", "..")
+        ),
         (lambda f: (f / "model.safetensors.index.json").unlink(), "has neither model.safetensors nor"),
         (
             lambda f: edit_json(f / "config.json", text_config__num_hidden_layers=4),
@@ -148,6 +161,36 @@ def test_damage_is_named(folder: Path, damage: Callable[[Path], Any], message: s
     damage(folder)
     with pytest.raises(UserError, match=message) as caught:
         Checkpoint.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+TENSOR = {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": TENSOR, "b": TENSOR}, r"a tensor from 0 to 8, expected one from 8 on"),
+        ({"a": TENSOR, "b": TENSOR | {"data_offsets": [4, 12]}}, r"from 4 to 12, expected one from 8 on"),
+        ({"a": TENSOR, "b": TENSOR | {"data_offsets": [10, 18]}}, r"from 10 to 18, expected one from 8 on"),
+        ({"a": TENSOR | {"data_offsets": [-8, 0]}}, r"from -8 to 0, expected one from 0 on"),
+        ({"a": TENSOR | {"data_offsets": [0, 1 << 70]}}, r"truncated: it holds 8 bytes .* promises 1180591"),
+        ({"a": TENSOR | {"data_offsets": [0.0, 8]}}, r"from 0.0 to 8"),
+        ({"a": TENSOR | {"shape": [-1, 2]}}, r"shape \[-1, 2\]"),
+        ({"a": TENSOR | {"shape": [1 << 40, 1 << 40]}}, r"malformed safetensors header"),
+        ({"a": TENSOR | {"shape": [2, 2], "data_offsets": [0, 7]}}, r"has bytes of no tensor"),
+        ({}, r"has bytes of no tensor: it holds 8 bytes of tensors, its header promises 0"),
+        ('{"a": 1, "a": 2}', "a name stands there twice"),
+        ("[" * 100_000, "RecursionError"),
+        ("[]", "malformed safetensors header"),
+    ],
+)
+def test_a_hostile_header_is_refused(tmp_path: Path, header: Any, message: str) -> None:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(UserError, match=message) as caught:
+        read_safetensors(path)
     assert "\n" not in str(caught.value)
 
 
