@@ -101,10 +101,8 @@ def read_items(path: Path) -> list[Item]:
 def _parse(line: str) -> Item:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"not JSON ({error.msg}, column {error.colno}); expected one object per line"
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON ({error}); expected one object per line") from None
     if not isinstance(record, dict):
         raise UserError(
             f"found {type(record).__name__}; expected an object with task, messages, answer, guess"

@@ -162,7 +162,7 @@ def load_recipe(
         raise UserError(f"no recipe {name!r}: expected one of {known}, or a YAML file")
     try:
         document = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(document, dict):
         raise UserError(f"{path} holds {type(document).__name__}, expected a mapping of recipe fields")
@@ -192,7 +192,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: {section} is not a section of the recipe")
     try:
         target[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {override}: {value!r} is not a YAML value") from None
 
 

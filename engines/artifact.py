@@ -10,9 +10,9 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from engines.errors import UserError
 
@@ -34,6 +34,22 @@ class File(BaseModel):
     bytes: int
 
 
+def is_inside(path: str) -> bool:
+    """Whether a relative POSIX path stays below the folder that it is put in, and is spelt in one way."""
+    parts = path.split("/")
+    return "\0" not in path and "\\" not in path and not {"", ".", ".."} & set(parts)
+
+
+def _inside(files: dict[str, File]) -> dict[str, File]:
+    for path in files:
+        if not is_inside(path):
+            raise ValueError(f"{path!r} is no path below the artifact")
+    return files
+
+
+Files = Annotated[dict[str, File], AfterValidator(_inside)]
+
+
 class Manifest(BaseModel):
     """What a folder holds. Field meanings are in docs/artifact.md."""
 
@@ -46,7 +62,7 @@ class Manifest(BaseModel):
     key: str
     config: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)
-    files: dict[str, File]
+    files: Files
     source: dict[str, Any] = Field(default_factory=dict)
     quantization: dict[str, Any] | None = None
     engine: dict[str, Any] | None = None
@@ -55,7 +71,7 @@ class Manifest(BaseModel):
     created: str = ""
     seconds: float = 0.0
     host: str = ""
-    evidence: dict[str, File] = Field(default_factory=dict)
+    evidence: Files = Field(default_factory=dict)
 
     @property
     def digest(self) -> str:

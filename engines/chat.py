@@ -45,7 +45,9 @@ class ChatTemplate:
         tokenizer_config = read_json(path) if path.exists() else {}
         try:
             template = _environment().from_string(_read_template(directory, tokenizer_config))
-        except jinja2.TemplateError as error:
+        except UserError:
+            raise
+        except Exception as error:  # a template is a program: it may fail in any way, as may its compiler
             raise UserError(f"{directory}: the chat template is broken: {error}") from None
         special = {
             name: _token_text(value) for name, value in tokenizer_config.items() if name.endswith("_token")
@@ -67,7 +69,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+        except Exception as error:  # as above
             raise UserError(f"the chat template refuses these messages: {error}") from None
 
 
@@ -131,7 +133,10 @@ def _check_text(text: str, where: str) -> None:
 def _read_template(directory: Path, tokenizer_config: dict[str, Any]) -> str:
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
     path = directory / "chat_template.json"
     template = (read_json(path) if path.is_file() else tokenizer_config).get("chat_template")
     if isinstance(template, list):  # several named templates

@@ -37,10 +37,8 @@ def read_samples(path: Path) -> list[Sample]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: not JSON ({error.msg}); expected one object per line"
-            ) from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not JSON ({error}); expected one object per line") from None
         if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
             raise UserError(f"{path}:{number}: expected an object with a list of 'messages'")
         identity, answer = (

@@ -5,11 +5,11 @@ https://github.com/modelpack/model-spec/blob/main/docs/spec.md
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import re
 from typing import Any
 
 from build.release.registry import MANIFEST
-from engines.artifact import File, Manifest
+from engines.artifact import File, Manifest, is_inside
 from engines.errors import UserError
 
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
@@ -17,6 +17,7 @@ CONFIG = "application/vnd.cncf.model.config.v1+json"
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"  # by which ORAS and others name files
 EMPTY = "application/vnd.oci.empty.v1+json"
+DIGEST = re.compile("sha256:[0-9a-f]{64}")
 Json = dict[str, Any]
 
 # What a layer holds, by the end of its name; anything else configures the model.
@@ -109,12 +110,20 @@ def files(document: Json, name: str) -> dict[str, Json]:
         found = document.get("artifactType") or document.get("mediaType")
         raise UserError(f"{name} is {found}, expected a model ({ARTIFACT})")
     found_layers: dict[str, Json] = {}
-    for entry in document.get("layers", []):
-        path = PurePosixPath(entry.get("annotations", {}).get(FILEPATH, ""))
-        safe = path.parts and not path.is_absolute() and ".." not in path.parts
-        if not safe or not entry["mediaType"].endswith(".raw") or str(path) in found_layers:
-            raise UserError(
-                f"{name}: a layer with the path {str(path)!r} ({entry['mediaType']}) is not one of ours"
-            )
-        found_layers[str(path)] = entry
+    try:
+        for entry in document["layers"]:
+            path = entry["annotations"][FILEPATH]
+            whole = isinstance(entry["size"], int) and DIGEST.fullmatch(entry["digest"])
+            if (
+                not whole
+                or not is_inside(path)
+                or path in found_layers
+                or not entry["mediaType"].endswith(".raw")
+            ):
+                raise UserError(
+                    f"{name}: a layer with the path {path!r} ({entry['mediaType']}) is not one of ours"
+                )
+            found_layers[path] = entry
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{name}: its manifest is no model's as we write them ({error!r})") from None
     return found_layers

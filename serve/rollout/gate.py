@@ -34,7 +34,7 @@ def refusal(policy: Policy) -> str | None:
         waived = [waiver["check"] for waiver in gate["waivers"]]
     except UserError as error:
         return f"100 % needs a gate inside its artifact; {error}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"100 % needs a gate that passed; {file} cannot be read as one"
     digest = manifest.digest
     listed = manifest.evidence.get(NAME)

@@ -57,7 +57,11 @@ class Versions:
         """The text of a version. Raises UserError where there is none."""
         for change in self.changes:
             if change.version == version:
-                return self._file(change.content).read_text()
+                path = self._file(change.content)
+                try:
+                    return path.read_text(encoding="utf-8")
+                except (OSError, UnicodeDecodeError) as error:
+                    raise UserError(f"the policy of version {version} cannot be read: {error}") from None
         raise UserError(f"no version {version}; the last is {len(self.changes)}")
 
     def before(self) -> int:
@@ -97,7 +101,7 @@ class Versions:
             lines.pop()
         try:
             return [Change(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise UserError(
                 f"{self._audit} is damaged: expected one change a line; move the folder away"
             ) from None
