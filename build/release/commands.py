@@ -19,6 +19,7 @@ from build.release.push import push
 from build.release.reference import SCHEME as OCI
 from build.release.reference import Reference
 from build.release.registry import Registry
+from build.release.siblings import Siblings
 from build.release.stage import stage
 from build.release.upload import Sessions
 from engines.artifact import Manifest
@@ -94,9 +95,11 @@ def _publish(artifact: Path, to: str, signer: Path | Keyless | None) -> Json:
         raise UserError(f"--to {to}: a digest follows from the content; give a tag, or none")
     reference = replace(reference, tag=reference.tag or variant)
     sessions = Sessions(artifact.with_name(f".{variant}.uploads.json"))
+    siblings = Siblings(artifact.with_name(".published.json"))
     with beside(artifact) as fresh, Registry(reference) as registry:
         stage(artifact, fresh, signer)
-        pushed = push(fresh, model, reference.last, registry, sessions)
+        pushed = push(fresh, model, reference.last, registry, sessions, siblings.of(reference))
+    siblings.remember(reference)
     sizes = {"bytes": pushed.bytes, "sent_bytes": pushed.sent_bytes}
     return row | {"reference": reference.at(pushed.digest), "digest": pushed.digest, **sizes}
 

@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,8 +45,11 @@ class Login(httpx2.Auth):
         if scheme.lower() == "bearer":
             asked = dict(re.findall(r'(\w+)="([^"]*)"', rest))
             realm = asked.pop("realm", "")
+            # A mount needs two repositories, each in a parameter of its own.
+            scopes = [("scope", scope) for scope in asked.pop("scope", "").split()]
             headers = {"authorization": self.basic} if self.basic else {}
-            granted = yield httpx2.Request("GET", httpx2.URL(realm, params=asked), headers=headers)
+            url = httpx2.URL(realm, params=[*asked.items(), *scopes])
+            granted = yield httpx2.Request("GET", url, headers=headers)
             if granted.status_code != 200:
                 return
             granted.read()
@@ -116,6 +120,11 @@ class Registry:
 
     def has_blob(self, digest: str) -> bool:
         return self.ask("HEAD", self.url(f"blobs/{digest}"), 200, 404).status_code == 200
+
+    def has_blob_in(self, repository: str, digest: str) -> bool:
+        """Whether another repository of this registry has it, as far as may be known here."""
+        url = replace(self.reference, repository=repository).url
+        return self.retry(lambda: self.client.head(f"{url}/blobs/{digest}")).status_code == 200
 
     def manifest(self, reference: str) -> tuple[bytes, Json] | None:
         """A manifest or index as stored and as parsed; one asked for by digest has that digest."""
