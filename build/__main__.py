@@ -85,7 +85,10 @@ def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
         "select", parents=[json_flag], epilog=EPILOG, help="the published variant to run on a device"
     )
     select.add_argument(
-        "--catalogue", type=Path, default=Path("artifacts"), metavar="DIR", help="default: artifacts"
+        "--catalogue",
+        default="artifacts",
+        metavar="DIR|oci://HOST/REPO",
+        help="folder, or repository of which only manifests and evidence are read; default: artifacts",
     )
     select.add_argument("--model", metavar="NAME", help="needed where the catalogue has several")
     select.add_argument(

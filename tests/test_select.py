@@ -160,13 +160,16 @@ def test_this_machine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {feature: feature in flags for feature in ("avx2", "avx512f")} == {
         feature: feature in cpu.features for feature in ("avx2", "avx512f")
     }
-    h200 = Gpu("NVIDIA H200", "sm90", 140 << 30, "570.10", "12.8")
-    monkeypatch.setattr(devices, "find_gpu", lambda: h200)
+    gh200 = Gpu("NVIDIA GH200 144G HBM3e", "sm90", 140 << 30, "570.10", "12.8")
+    monkeypatch.setattr(devices, "find_gpu", lambda: gh200)
     gpu, *_ = devices.find_devices("auto")
     assert gpu.gpu
     assert (gpu.architecture, gpu.memory, gpu.driver, gpu.cuda) == ("sm90", 140 << 30, "570.10", "12.8")
     assert gpu.rates == KNOWN["h100"].rates
     assert "this GPU is not in the table" in gpu.source
+    h200 = Gpu("NVIDIA H200", "sm90", 139 << 30, "580.10", "13.0")
+    monkeypatch.setattr(devices, "find_gpu", lambda: h200)
+    assert devices.find_devices("auto")[0].rates == KNOWN["h200"].rates
 
 
 def test_engines_need_their_driver_and_runtime(

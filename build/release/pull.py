@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from engines.artifact import ATTESTATIONS, MANIFEST, Manifest, damage
 from engines.errors import UserError
 
 Json = dict[str, Any]
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def pull(registry: Registry, out: Path, signer: Path | Identity | None) -> Pulle
     partial.mkdir(parents=True, exist_ok=True)
     with transfers("download", sum(size for _, size in wanted.values())) as report:
         download_blobs(registry, wanted, partial, report)
-    target = out / _folder(found[1], name)
+    target = out / modelpack.folder(found[1], name)
     with replaced(target) as fresh:
         for path, entry in entries.items():
             link_or_copy(partial / str(entry["digest"]).removeprefix("sha256:"), fresh / path)
@@ -87,15 +85,6 @@ def _attestations(registry: Registry, digest: str) -> dict[str, list[Json]]:
             )
         found[path].insert(0, manifest[1]["layers"][0])
     return found
-
-
-def _folder(document: Json, name: str) -> Path:
-    """<model>/<variant> as the artifact calls itself, each a plain name."""
-    title = document.get("annotations", {}).get("org.opencontainers.image.title", "")
-    parts = title.split("/")
-    if len(parts) != 2 or not all(PLAIN.fullmatch(part) for part in parts):
-        raise UserError(f"{name}: its title is {title!r}, expected MODEL/VARIANT")
-    return Path(*parts)
 
 
 def _verify_any(

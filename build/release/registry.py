@@ -20,6 +20,7 @@ from engines.errors import UserError
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
+FALLBACK = re.compile(r"sha256-[0-9a-f]{64}")  # tag of an index of referrers
 LARGEST_MANIFEST = 4 << 20  # registries must take this much; more is no manifest
 TRIES = 5
 Json = dict[str, Any]
@@ -152,6 +153,19 @@ class Registry:
         if "subject" in document and "oci-subject" not in response.headers:
             self._list_by_tag(document, digest, len(content))
         return digest
+
+    def tags(self) -> list[str]:
+        """Every tag of the repository but those that stand for the referrers API."""
+        found: list[str] = []
+        url: str | None = self.url("tags/list")
+        while url:
+            response = self.ask("GET", url, 200, 404)
+            if response.status_code == 404:
+                break
+            found += response.json().get("tags") or []
+            after = response.links.get("next", {}).get("url")
+            url = str(response.url.join(after)) if after else None
+        return [tag for tag in found if not FALLBACK.fullmatch(tag)]
 
     def referrers(self, digest: str) -> list[Json]:
         """Descriptors of what refers to a manifest: by the API, or where there is none by a tag."""
