@@ -53,6 +53,8 @@ def _print(choice: Choice, wanted: Wanted, explain: bool) -> None:
         if candidate is choice.chosen:
             continue
         mark, reason = ("fits" if candidate.accepted else "no"), candidate.reason.removeprefix("fits, but ")
+        if not candidate.accepted and candidate.remedy:
+            reason += f"; would fit: {candidate.remedy}"
         print(f"  {mark:4} {candidate.published.variant:{width}}  {reason}")
         if explain and candidate.estimate:
             _print_figures(candidate, wanted)
@@ -99,6 +101,7 @@ def _reason(candidate: Candidate) -> dict[str, Any]:
         "variant": candidate.published.variant,
         "accepted": candidate.accepted,
         "reason": candidate.reason,
+        "remedy": candidate.remedy or None,
         **_place(candidate.published),
         "runtime": candidate.published.runtime,
         "device": {"name": device.name, "architecture": device.architecture, "gpu": device.gpu},
