@@ -63,9 +63,18 @@ def parser() -> argparse.ArgumentParser:
         "--to", required=True, metavar="DIR|oci://HOST/REPO:TAG|hf://OWNER/NAME", help="where to"
     )
     publish.add_argument("--key", type=Path, metavar="FILE", help="private EC key (PEM) to sign with")
+    publish.add_argument("--keyless", action="store_true", help="sign as the CI job this is, by Sigstore")
+    publish.add_argument(
+        "--trust-config", type=Path, metavar="FILE", help="of a Sigstore that is not the public"
+    )
     pull = commands.add_parser("pull", parents=[out, json_flag], help="a published variant, checked")
     pull.add_argument("reference", metavar="oci://HOST/REPO@sha256:…")
     pull.add_argument("--key", type=Path, metavar="FILE", help="public EC key (PEM) that must have signed it")
+    pull.add_argument("--identity", metavar="WHO", help="or who must have signed it, as Sigstore certified")
+    pull.add_argument("--issuer", metavar="URL", help="on whose word: of the OIDC tokens")
+    pull.add_argument(
+        "--trust-config", type=Path, metavar="FILE", help="of a Sigstore that is not the public"
+    )
     pull.add_argument("--unsigned", action="store_true", help="take it without a signature checked")
     commands.add_parser("schema", help="the JSON Schema of recipes")
     return main
@@ -76,7 +85,10 @@ def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
         "select", parents=[json_flag], epilog=EPILOG, help="the published variant to run on a device"
     )
     select.add_argument(
-        "--catalogue", type=Path, default=Path("artifacts"), metavar="DIR", help="default: artifacts"
+        "--catalogue",
+        default="artifacts",
+        metavar="DIR|oci://HOST/REPO",
+        help="folder, or repository of which only manifests and evidence are read; default: artifacts",
     )
     select.add_argument("--model", metavar="NAME", help="needed where the catalogue has several")
     select.add_argument(

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def select_policy(arguments: Sequence[str], state: Path) -> Path:
     """Writes `state`/selected.yaml, the policy of what `build select` chooses when called with `arguments`.
 
-    The choice is made by that command, in a process of its own. Raises UserError when nothing fits, and when
-    the choice is a checkpoint on a GPU, which is not started by a policy.
+    The choice is made by that command, in a process of its own. Raises UserError when nothing fits, when the
+    choice has to be pulled first, and when it is a checkpoint on a GPU, which is not started by a policy.
     """
     command = [sys.executable, "-m", "build", "select", "--json", *arguments]
     # With the project first on the path `build` is ours, not the package of that name.
@@ -37,6 +37,11 @@ def select_policy(arguments: Sequence[str], state: Path) -> Path:
         hint = f"nearest {nearest['variant']}, would fit: {nearest['remedy']}" if nearest else _all(reasons)
         raise UserError(f"--select: nothing fits; {hint}")
     chosen = reasons[found["choice"]]
+    if reference := chosen.get("reference"):
+        raise UserError(
+            f"--select chose {found['choice']}, which is not here; pull it, and select among what is here: "
+            f"python -m build pull {reference} --key FILE"
+        )
     if chosen["device"]["gpu"] and chosen["runtime"] == "transformers":
         raise UserError(
             f"--select chose a checkpoint on a GPU; start it with: serve arm {found['path']} --device cuda"

@@ -37,6 +37,7 @@ def publish_variant(
     waivers: list[dict[str, str]] | None = None,
     seed: int = 0,
     content: Path | None = None,
+    created: str = "2026-11-23T00:00:00+00:00",
 ) -> Path:
     """`root`/qwen3-vl-micro/`variant`: `right` of 100 answers, requests that took `e2e_ms`, peak `memory`."""
     folder = root / "qwen3-vl-micro" / variant
@@ -77,7 +78,7 @@ def publish_variant(
         quantization=quantization,
         engine=engine,
         requires={"device": "cpu", "memory_bytes": memory, "context": 2048, "batch": 1, "image_tokens": 196},
-        created="2026-11-23T00:00:00+00:00",
+        created=created,
         evidence={f"evidence/{name}": file for name, file in hash_folder(evidence).items()},
     )
     manifest.write(folder)

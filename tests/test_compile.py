@@ -254,5 +254,16 @@ def test_the_smallest_policy_compiles(target: str) -> None:
     assert compile_policy(parse_policy(SMALLEST), target, "127.0.0.1:80")
 
 
+def test_an_arm_takes_as_many_requests_behind_envoy_as_the_policy_says() -> None:
+    """Envoy counts three things, and what is not said is 1,024 of each."""
+    arms = {name: {"url": f"http://arm-{name}:80", "max_requests": 16_000} for name in "ab"}
+    (text,) = compile_policy(
+        parse_policy(json.dumps(BASE | {"arms": arms})), "envoy", "127.0.0.1:80"
+    ).values()
+    for cluster in yaml.safe_load(text)["static_resources"]["clusters"]:
+        (limits,) = cluster["circuit_breakers"]["thresholds"]
+        assert limits == dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), 16_000)
+
+
 def test_every_target_is_tried() -> None:
     assert set(TARGETS) == {*PROXIES, "gateway-api", "istio"}

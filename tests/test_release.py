@@ -181,6 +181,23 @@ def test_identical_content_is_sent_once(tmp_path: Path, registry: str, run: Run)
     assert not (tmp_path / "qwen3-vl-micro" / ".gptq-int4-onnx.uploads.json").exists()
 
 
+def test_content_of_another_repository_is_mounted(
+    tmp_path: Path, registry: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = publish_variant(tmp_path, "gptq-int4-onnx", seed=6)
+    first, second = (
+        run("publish", artifact, "--to", f"oci://{registry}/{name}")["published"][0]
+        for name in ("from", "to")
+    )
+    assert first["sent_bytes"] == first["bytes"]
+    assert (second["sent_bytes"], second["digest"]) == (0, first["digest"])
+    pulled = run("pull", second["reference"], "--out", tmp_path / "there", "--unsigned")
+    assert verify(Path(pulled["path"])) == []
+    (tmp_path / "qwen3-vl-micro" / ".published.json").write_text("{")  # what is lost costs bytes only
+    third = run("publish", artifact, "--to", f"oci://{registry}/third")["published"][0]
+    assert third["sent_bytes"] == third["bytes"]
+
+
 class Flaky(httpx2.HTTPTransport):
     """A connection that is lost before the requests of some numbers, counted from 1."""
 
@@ -291,7 +308,7 @@ def test_who_signed_it_is_checked(
     line = refused("pull", published, *out, "--key", keys / "theirs.pub")
     assert f"not signed by {keys / 'theirs.pub'}" in line
     assert not (tmp_path / "out" / "qwen3-vl-micro" / "gptq-int4-onnx").exists()
-    assert "--key FILE, the publisher's public key, or --unsigned" in refused("pull", published, *out)
+    assert "or --identity WHO --issuer URL, or --unsigned" in refused("pull", published, *out)
     assert "expected a PEM file with a PUBLIC KEY" in refused(
         "pull", published, *out, "--key", keys / "ours.pem"
     )

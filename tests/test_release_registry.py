@@ -14,6 +14,7 @@ import pytest
 
 from build.release.reference import Reference
 from build.release.registry import INDEX, MANIFEST, Registry, canonical, digest_of
+from build.release.upload import Sessions, upload_blob
 from engines.errors import UserError
 from tests.conftest import ROOT
 from tests.oci_registry import oci_registry
@@ -85,6 +86,43 @@ def test_a_token_is_fetched_with_the_stored_login(tmp_path: Path, monkeypatch: p
         f"{HOST} Bearer t0",
         f"{HOST} Bearer t0",  # kept for the next request
     ]
+
+
+def test_a_mount_asks_for_a_token_of_both_repositories(tmp_path: Path) -> None:
+    scopes: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.host == "auth.example":
+            scopes.extend(request.url.params.get_list("scope"))
+            return httpx2.Response(200, json={"token": f"t{len(scopes)}"})
+        if request.method == "HEAD":
+            return httpx2.Response(404 if "/team/qwen/" in request.url.path else 200)
+        if request.headers.get("authorization") == "Bearer t2":
+            assert dict(request.url.params) == {"mount": DIGEST, "from": "team/other"}
+            return httpx2.Response(201)
+        scope = "repository:team/qwen:pull,push repository:team/other:pull"
+        told = f'Bearer realm="https://auth.example/token",service="s",scope="{scope}"'
+        return httpx2.Response(401, headers={"www-authenticate": told})
+
+    with client(answer) as registry:
+        sessions = Sessions(tmp_path / "uploads.json")
+        assert upload_blob(registry, DIGEST, b"content", sessions, siblings=["team/other"]) == 0
+    assert scopes == ["repository:team/qwen:pull,push", "repository:team/other:pull"]
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 500])
+def test_a_sibling_that_may_not_be_read_is_no_hindrance(tmp_path: Path, code: int) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "HEAD":
+            return httpx2.Response(404 if "/team/qwen/" in request.url.path else code)
+        if request.method == "POST":
+            assert not request.url.params
+            return httpx2.Response(202, headers={"location": "/upload"})
+        return httpx2.Response(201)
+
+    with client(answer) as registry:
+        sessions = Sessions(tmp_path / "uploads.json")
+        assert upload_blob(registry, DIGEST, b"content", sessions, siblings=["team/other"]) == 7
 
 
 def attachment() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from serve.router.reading import read_policy
 from serve.selected import select_policy
 from serve.up import arm_commands
 from tests.conftest import ROOT
-from tests.published import publish_variant
+from tests.published import ONNX, publish_variant
 
 ADA = {"host": "elsewhere", "processor": "?", "gpu": {"name": "NVIDIA GeForce RTX 4090 D"}}
 ENGINES = {"runtime": "TensorRT for RTX", "target": "sm89"}
@@ -124,6 +124,29 @@ def test_the_nearest_miss_says_what_would_fit(catalogue: Path, capsys: pytest.Ca
     assert "would fit: " in printed
 
 
+@pytest.mark.parametrize(
+    ("variant", "engine", "device", "remedy", "then"),
+    [
+        ("gptq-int4-onnx", ONNX, "h100", "--device cpu", "--device=cpu"),
+        ("trt-gptq-int4-sm89", ENGINES, "orin-nano", "engines built for sm87", "--device=l4"),
+        ("trt-gptq-int4-sm89", ENGINES, "cpu", "a CPU variant", "--device=l4"),
+    ],
+)
+def test_a_device_that_can_run_nothing_is_told_what_would(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    variant: str,
+    engine: dict[str, Any],
+    device: str,
+    remedy: str,
+    then: str,
+) -> None:
+    publish_variant(tmp_path, variant, engine=engine)
+    found = select(tmp_path, capsys, f"--device={device}", code=3)
+    assert found["nearest"] == {"variant": variant, "remedy": remedy}
+    assert select(tmp_path, capsys, then)["choice"] == variant
+
+
 def test_what_is_not_fit_to_leave_is_not_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     waiver = {"check": "accuracy", "reason": "a demo", "expires": "2999-01-01"}
     publish_variant(tmp_path, "gptq-int4-onnx", verdict="FAIL")
@@ -160,13 +183,16 @@ def test_this_machine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {feature: feature in flags for feature in ("avx2", "avx512f")} == {
         feature: feature in cpu.features for feature in ("avx2", "avx512f")
     }
-    h200 = Gpu("NVIDIA H200", "sm90", 140 << 30, "570.10", "12.8")
-    monkeypatch.setattr(devices, "find_gpu", lambda: h200)
+    gh200 = Gpu("NVIDIA GH200 144G HBM3e", "sm90", 140 << 30, "570.10", "12.8")
+    monkeypatch.setattr(devices, "find_gpu", lambda: gh200)
     gpu, *_ = devices.find_devices("auto")
     assert gpu.gpu
     assert (gpu.architecture, gpu.memory, gpu.driver, gpu.cuda) == ("sm90", 140 << 30, "570.10", "12.8")
     assert gpu.rates == KNOWN["h100"].rates
     assert "this GPU is not in the table" in gpu.source
+    h200 = Gpu("NVIDIA H200", "sm90", 139 << 30, "580.10", "13.0")
+    monkeypatch.setattr(devices, "find_gpu", lambda: h200)
+    assert devices.find_devices("auto")[0].rates == KNOWN["h200"].rates
 
 
 def test_engines_need_their_driver_and_runtime(
@@ -177,10 +203,12 @@ def test_engines_need_their_driver_and_runtime(
 
     for facts, told in (
         ({"driver": "570.1", "tensorrt": "0.5.0"}, "driver 570.1: TensorRT for RTX needs 580 or newer"),
-        ({"driver": "580.1"}, "is not installed: pip install -r requirements/gpu.txt"),
+        ({"driver": "580.1"}, "is not installed; pip install -r requirements/gpu.txt"),
     ):
         monkeypatch.setattr("build.select.commands.find_devices", lambda name, facts=facts: here(**facts))
-        assert told in reasons(select(catalogue, capsys, "--context=128"))["trt-gptq-int4-sm89"]
+        found = select(catalogue, capsys, "--context=128")["reasons"]
+        (row,) = (row for row in found if row["variant"] == "trt-gptq-int4-sm89")
+        assert told in f"{row['reason']}; {row['remedy']}"
 
 
 def test_a_gpu_that_is_left_idle_is_told(

@@ -6,6 +6,7 @@ https://github.com/modelpack/model-spec/blob/main/docs/spec.md
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from build.release.registry import MANIFEST
@@ -16,6 +17,7 @@ ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG = "application/vnd.cncf.model.config.v1+json"
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"  # by which ORAS and others name files
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 EMPTY = "application/vnd.oci.empty.v1+json"
 DIGEST = re.compile("sha256:[0-9a-f]{64}")
 Json = dict[str, Any]
@@ -102,6 +104,16 @@ def attachment(subject: Json, kind: str, blob: Json) -> Json:
 EMPTY_DIGEST = (
     "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of the two bytes {}
 )
+
+
+def folder(document: Json, name: str) -> Path:
+    """<model>/<variant> as the artifact calls itself, each a plain name."""
+    annotations = document.get("annotations")
+    title = annotations.get(TITLE) if isinstance(annotations, dict) else None
+    parts = str(title).split("/")
+    if len(parts) != 2 or not all(PLAIN.fullmatch(part) for part in parts):
+        raise UserError(f"{name}: its title is {title!r}, expected MODEL/VARIANT")
+    return Path(*parts)
 
 
 def files(document: Json, name: str) -> dict[str, Json]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from build.publish import replaced
 from build.release import modelpack
 from build.release.download import download_blobs
+from build.release.keyless import Identity
 from build.release.progress import transfers
 from build.release.push import ATTACHED
 from build.release.registry import Registry, digest_of
@@ -20,7 +20,6 @@ from engines.artifact import ATTESTATIONS, MANIFEST, Manifest, damage
 from engines.errors import UserError
 
 Json = dict[str, Any]
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,11 @@ class Pulled:
     signed: bool
 
 
-def pull(registry: Registry, out: Path, key: Path | None) -> Pulled:
+def pull(registry: Registry, out: Path, signer: Path | Identity | None) -> Pulled:
     """Installs the registry's reference at `out`/<model>/<variant>, an older one replaced.
 
-    key: a public EC key in PEM that must have signed it; None takes it as it is, signed or not. Raises
-    UserError, with nothing installed, for whatever is missing, cut short, changed or not signed by that key.
+    signer: the public key, or who, must have signed it; None takes it as it is, signed or not. Raises
+    UserError, with nothing installed, for whatever is missing, cut short, changed or not signed by them.
     """
     reference = registry.reference
     found = registry.manifest(reference.last)
@@ -46,8 +45,8 @@ def pull(registry: Registry, out: Path, key: Path | None) -> Pulled:
     name = reference.at(digest)
     layers = modelpack.files(found[1], name)
     vouching = _attestations(registry, digest)
-    if key is not None and not vouching[SIGNATURE]:
-        raise UserError(f"{name}: it has no signature; expected one by {key}")
+    if signer is not None and not vouching[SIGNATURE]:
+        raise UserError(f"{name}: it has no signature; expected one by {signer}")
     partial = out / f".pull-{digest.removeprefix('sha256:')[:16]}"
     entries = {**layers, **{path: e for path, several in vouching.items() for e in several[:1]}}
     signatures = vouching[SIGNATURE]
@@ -56,7 +55,7 @@ def pull(registry: Registry, out: Path, key: Path | None) -> Pulled:
     partial.mkdir(parents=True, exist_ok=True)
     with transfers("download", sum(size for _, size in wanted.values())) as report:
         download_blobs(registry, wanted, partial, report)
-    target = out / _folder(found[1], name)
+    target = out / modelpack.folder(found[1], name)
     with replaced(target) as fresh:
         for path, entry in entries.items():
             link_or_copy(partial / str(entry["digest"]).removeprefix("sha256:"), fresh / path)
@@ -65,10 +64,10 @@ def pull(registry: Registry, out: Path, key: Path | None) -> Pulled:
             raise UserError(f"{name}: {problems[0].removeprefix(f'{fresh}/')}; nothing was installed")
         if target.name != (manifest.variant or manifest.name):
             raise UserError(f"{name} calls itself {target.name}, its {MANIFEST} {manifest.variant}: not ours")
-        if key is not None:
-            _verify_any(fresh, signatures, partial, key, name)
+        if signer is not None:
+            _verify_any(fresh, signatures, partial, signer, name)
     shutil.rmtree(partial, ignore_errors=True)
-    return Pulled(target, digest, signed=key is not None)
+    return Pulled(target, digest, signed=signer is not None)
 
 
 def _attestations(registry: Registry, digest: str) -> dict[str, list[Json]]:
@@ -88,22 +87,15 @@ def _attestations(registry: Registry, digest: str) -> dict[str, list[Json]]:
     return found
 
 
-def _folder(document: Json, name: str) -> Path:
-    """<model>/<variant> as the artifact calls itself, each a plain name."""
-    title = document.get("annotations", {}).get("org.opencontainers.image.title", "")
-    parts = title.split("/")
-    if len(parts) != 2 or not all(PLAIN.fullmatch(part) for part in parts):
-        raise UserError(f"{name}: its title is {title!r}, expected MODEL/VARIANT")
-    return Path(*parts)
-
-
-def _verify_any(fresh: Path, signatures: list[Json], partial: Path, key: Path, name: str) -> None:
-    """It may have been signed more than once: one signature by the key is enough."""
+def _verify_any(
+    fresh: Path, signatures: list[Json], partial: Path, signer: Path | Identity, name: str
+) -> None:
+    """It may have been signed more than once: one signature by them is enough."""
     for number, entry in enumerate(signatures, start=1):
         (fresh / SIGNATURE).unlink(missing_ok=True)
         link_or_copy(partial / str(entry["digest"]).removeprefix("sha256:"), fresh / SIGNATURE)
         try:
-            verify(fresh, key)
+            verify(fresh, signer)
             return
         except UserError as error:
             if number == len(signatures):

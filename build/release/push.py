@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,16 @@ class Pushed:
 
 
 def push(
-    folder: Path, model: str, tag: str, registry: Registry, sessions: Sessions, chunk: int = CHUNK
+    folder: Path,
+    model: str,
+    tag: str,
+    registry: Registry,
+    sessions: Sessions,
+    siblings: Sequence[str] = (),
+    chunk: int = CHUNK,
 ) -> Pushed:
-    """Uploads what the repository does not have, then the manifest under `tag`, then its referrers."""
+    """Uploads what neither the repository has nor its siblings, then the manifest under `tag`, then its
+    referrers."""
     manifest = Manifest.read(folder)
     files = hash_folder(folder, skip=frozenset({ATTESTATIONS}))
     layers = [modelpack.layer(name, file) for name, file in sorted(files.items())]
@@ -50,7 +58,7 @@ def push(
     blobs |= {digest_of(document): document for document in (config, b"{}")}
     total = sum(len(blob) if isinstance(blob, bytes) else blob.stat().st_size for blob in blobs.values())
     with transfers(f"upload {manifest.variant}", total) as report:
-        sent = upload_blobs(registry, blobs, sessions, report, chunk)
+        sent = upload_blobs(registry, blobs, sessions, report, chunk, siblings)
     described = {"mediaType": modelpack.CONFIG, "digest": digest_of(config), "size": len(config)}
     image = modelpack.image(described, layers, _annotations(model, manifest))
     digest = registry.put_manifest(tag, image)

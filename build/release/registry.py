@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,7 @@ from engines.errors import UserError
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
+FALLBACK = re.compile(r"sha256-[0-9a-f]{64}")  # tag of an index of referrers
 LARGEST_MANIFEST = 4 << 20  # registries must take this much; more is no manifest
 TRIES = 5
 Json = dict[str, Any]
@@ -44,8 +46,11 @@ class Login(httpx2.Auth):
         if scheme.lower() == "bearer":
             asked = dict(re.findall(r'(\w+)="([^"]*)"', rest))
             realm = asked.pop("realm", "")
+            # A mount needs two repositories, each in a parameter of its own.
+            scopes = [("scope", scope) for scope in asked.pop("scope", "").split()]
             headers = {"authorization": self.basic} if self.basic else {}
-            granted = yield httpx2.Request("GET", httpx2.URL(realm, params=asked), headers=headers)
+            url = httpx2.URL(realm, params=[*asked.items(), *scopes])
+            granted = yield httpx2.Request("GET", url, headers=headers)
             if granted.status_code != 200:
                 return
             granted.read()
@@ -117,6 +122,11 @@ class Registry:
     def has_blob(self, digest: str) -> bool:
         return self.ask("HEAD", self.url(f"blobs/{digest}"), 200, 404).status_code == 200
 
+    def has_blob_in(self, repository: str, digest: str) -> bool:
+        """Whether another repository of this registry has it, as far as may be known here."""
+        url = replace(self.reference, repository=repository).url
+        return self.retry(lambda: self.client.head(f"{url}/blobs/{digest}")).status_code == 200
+
     def manifest(self, reference: str) -> tuple[bytes, Json] | None:
         """A manifest or index as stored and as parsed; one asked for by digest has that digest."""
         headers = {"accept": f"{MANIFEST}, {INDEX}"}
@@ -143,6 +153,19 @@ class Registry:
         if "subject" in document and "oci-subject" not in response.headers:
             self._list_by_tag(document, digest, len(content))
         return digest
+
+    def tags(self) -> list[str]:
+        """Every tag of the repository but those that stand for the referrers API."""
+        found: list[str] = []
+        url: str | None = self.url("tags/list")
+        while url:
+            response = self.ask("GET", url, 200, 404)
+            if response.status_code == 404:
+                break
+            found += response.json().get("tags") or []
+            after = response.links.get("next", {}).get("url")
+            url = str(response.url.join(after)) if after else None
+        return [tag for tag in found if not FALLBACK.fullmatch(tag)]
 
     def referrers(self, digest: str) -> list[Json]:
         """Descriptors of what refers to a manifest: by the API, or where there is none by a tag."""

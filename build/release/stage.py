@@ -9,6 +9,7 @@ from pathlib import Path
 
 from build.publish import EVIDENCE
 from build.release.card import CARD, model_card
+from build.release.keyless import Keyless
 from build.release.provenance import PROVENANCE, provenance
 from build.release.sbom import SBOM, sbom
 from build.release.signature import sign
@@ -19,8 +20,8 @@ from engines.artifact import ATTESTATIONS, MANIFEST, Manifest, damage, hash_file
 from engines.errors import UserError
 
 
-def stage(artifact: Path, fresh: Path, key: Path | None) -> Manifest:
-    """Fills the empty folder `fresh`; signed with `key`, a private EC key in PEM, where there is one.
+def stage(artifact: Path, fresh: Path, signer: Path | Keyless | None) -> Manifest:
+    """Fills the empty folder `fresh`; signed where there is somebody to sign (signature.py).
 
     Raises UserError when the artifact is damaged, or its gate does not let it leave.
     """
@@ -41,8 +42,8 @@ def stage(artifact: Path, fresh: Path, key: Path | None) -> Manifest:
     packages = published.environment.get("packages", {})
     (fresh / SBOM).write_text(sbom(published.model, manifest, published.gate, packages))
     (fresh / PROVENANCE).write_text(provenance(manifest, (fresh / MANIFEST).read_bytes()))
-    if key is not None:
-        sign(fresh, key)
+    if signer is not None:
+        sign(fresh, signer)
     return manifest
 
 

@@ -1,9 +1,12 @@
-"""Blobs to a registry: in parallel, in chunks, going on where an interrupted upload stopped."""
+"""Blobs to a registry: in parallel, in chunks, going on where an interrupted upload stopped.
+
+What another repository of the same registry has is mounted from there, not sent (distribution spec, end-11).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -50,12 +53,17 @@ class _LostError(Exception):
 
 
 def upload_blobs(
-    registry: Registry, blobs: Mapping[str, Source], sessions: Sessions, report: Report, chunk: int = CHUNK
+    registry: Registry,
+    blobs: Mapping[str, Source],
+    sessions: Sessions,
+    report: Report,
+    chunk: int = CHUNK,
+    siblings: Sequence[str] = (),
 ) -> int:
-    """Uploads each blob, by digest, that the repository does not have; returns the bytes that were sent."""
+    """Uploads each blob, by digest, that neither the repository nor a sibling has; returns the bytes sent."""
     with ThreadPoolExecutor(PARALLEL) as pool:
         tasks = [
-            pool.submit(upload_blob, registry, digest, source, sessions, report, chunk)
+            pool.submit(upload_blob, registry, digest, source, sessions, report, chunk, siblings)
             for digest, source in blobs.items()
         ]
         try:
@@ -72,15 +80,18 @@ def upload_blob(
     sessions: Sessions,
     report: Report = lambda digest, done: None,
     chunk: int = CHUNK,
+    siblings: Sequence[str] = (),
 ) -> int:
-    """One blob; returns the bytes sent, 0 when the repository has it. The registry checks the digest."""
+    """One blob; returns the bytes sent, 0 when the registry has it. The registry checks the digest."""
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     sent = 0
     for attempt in range(TRIES):
         if registry.has_blob(digest):
             break
         url, offset = _resume(registry, sessions.urls.get(digest))
-        url = url or _start(registry)
+        url = url or _start(registry, digest, siblings)
+        if url is None:
+            break
         try:
             while size - offset > chunk:
                 report(digest, offset)
@@ -101,9 +112,12 @@ def upload_blob(
     return sent
 
 
-def _start(registry: Registry) -> str:
-    response = registry.ask("POST", registry.url("blobs/uploads/"), 202, content=b"")
-    return _location(response)
+def _start(registry: Registry, digest: str, siblings: Sequence[str]) -> str | None:
+    """A new session's address; None when the blob could be mounted from a sibling instead."""
+    source = next((name for name in siblings if registry.has_blob_in(name, digest)), None)
+    asked = {"mount": digest, "from": source} if source else {}
+    response = registry.ask("POST", registry.url("blobs/uploads/"), 201, 202, params=asked, content=b"")
+    return None if response.status_code == 201 else _location(response)
 
 
 def _resume(registry: Registry, url: str | None) -> tuple[str | None, int]:

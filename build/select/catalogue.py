@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -21,10 +22,14 @@ from engines.errors import UserError
 
 @dataclass(frozen=True)
 class Published:
-    """One published folder. Reading its evidence raises UserError where that is broken."""
+    """One published folder. Reading its evidence raises UserError where that is broken.
+
+    reference: where all of it is, if only what a selection reads is in the folder.
+    """
 
     path: Path
     manifest: Manifest
+    reference: str | None = None
 
     @property
     def model(self) -> str:
@@ -101,7 +106,8 @@ class Published:
 
     def problem(self) -> str | None:
         """Why it is not fit to be chosen, whatever the device: files that are missing, a gate not passed."""
-        for name, file in {**self.manifest.files, **self.manifest.evidence}.items():
+        listed = {**self.manifest.files, **self.manifest.evidence}
+        for name, file in listed.items() if self.reference is None else ():
             path = self.path / name
             if not path.is_file() or path.stat().st_size != file.bytes:
                 return f"damaged: {name} is missing or cut short; pull or build it again"
@@ -120,17 +126,24 @@ class Published:
         return dict(found)
 
 
-def read_catalogue(root: Path, model: str | None = None) -> list[Published]:
-    """Every published variant of one model below `root`; UserError when there is none, or several models."""
+def read_catalogue(
+    root: Path, model: str | None = None, references: Mapping[Path, str] | None = None
+) -> list[Published]:
+    """Every published variant of one model below `root`; UserError when there is none, or several models.
+
+    references: where those are whose folders are not all of them.
+    """
     folders = sorted(path.parent for path in root.glob(f"*/*/{MANIFEST}") if path.parent.name[0] != ".")
-    found = [Published(folder, Manifest.read(folder)) for folder in folders]
+    found = [Published(folder, Manifest.read(folder), (references or {}).get(folder)) for folder in folders]
     models = sorted({published.model for published in found})
     if model is not None:
         if model not in models:
-            raise UserError(f"{root} has no model {model}; it has {', '.join(models) or 'none'}")
+            where = "the catalogue" if references else root
+            raise UserError(f"{where} has no model {model}; it has {', '.join(models) or 'none'}")
         return [published for published in found if published.model == model]
     if not found:
         raise UserError(f"nothing is published below {root}: expected <model>/<variant>/{MANIFEST}")
     if len(models) > 1:
-        raise UserError(f"{root} has several models: name one with --model, of {', '.join(models)}")
+        where = "the catalogue" if references else root
+        raise UserError(f"{where} has several models: name one with --model, of {', '.join(models)}")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 from statistics import median
 from typing import Literal
 
@@ -32,7 +32,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant on a device. miss: by which factor a limit is missed; remedy: what would make it fit."""
+    """A variant on a device. miss: by which factor a limit is missed, infinite where the device cannot run
+    it; remedy: what would make it fit."""
 
     published: Published
     device: Device
@@ -56,7 +57,8 @@ class Choice:
 
 
 def _nearness(candidate: Candidate) -> tuple[float, int]:
-    return candidate.miss or 0.0, _figures(candidate).memory_bytes
+    found = candidate.estimate
+    return candidate.miss or 0.0, found.memory_bytes if found else candidate.published.manifest.bytes
 
 
 def choose(catalogue: Sequence[Published], devices: Sequence[Device], wanted: Wanted) -> Choice:
@@ -85,7 +87,9 @@ def _judge(published: Published, devices: Sequence[Device], wanted: Wanted, load
     refusals = {device: _cannot_run(published, device) for device in devices}
     able = [_hold(published, device, wanted, load) for device in devices if refusals[device] is None]
     if not able:
-        return Candidate(published, devices[0], None, "; ".join(filter(None, refusals.values())))
+        reasons, remedies = zip(*filter(None, refusals.values()), strict=True)
+        remedy = " or ".join(dict.fromkeys(remedies))
+        return Candidate(published, devices[0], None, "; ".join(reasons), miss=inf, remedy=remedy)
     return next((candidate for candidate in able if candidate.accepted), able[0])
 
 
@@ -101,32 +105,33 @@ def _hold(published: Published, device: Device, wanted: Wanted, load: Workload) 
     )
 
 
-def _cannot_run(published: Published, device: Device) -> str | None:
-    """Why a device cannot run a variant, whatever its memory."""
+def _cannot_run(published: Published, device: Device) -> tuple[str, str] | None:
+    """Why a device cannot run a variant, whatever its memory, and what would change that."""
     if published.target:
         return _cannot_load_engines(published, device)
     if published.runtime == "onnxruntime":
         if device.gpu:
-            return f"its graphs are for a CPU, not for {device.name}"
+            return f"its graphs are for a CPU, not for {device.name}", "--device cpu"
         if device.runtimes is not None and "onnxruntime" not in device.runtimes:
-            return "onnxruntime is not installed: pip install -r requirements/serve.txt"
+            return "onnxruntime is not installed", "pip install -r requirements/serve.txt"
         return None
     if device.runtimes is not None and not {"torch", TRANSFORMERS} <= device.runtimes:
-        return (
-            "a checkpoint, run by transformers, which is not installed: pip install -r requirements/dev.txt"
-        )
+        reason = "a checkpoint, run by transformers, which is not installed"
+        return reason, "pip install -r requirements/dev.txt"
     return None
 
 
-def _cannot_load_engines(published: Published, device: Device) -> str | None:
+def _cannot_load_engines(published: Published, device: Device) -> tuple[str, str] | None:
     if device.architecture != published.target:
-        return f"its engines are for {published.target}, {device.name} is {device.architecture}"
+        reason = f"its engines are for {published.target}, {device.name} is {device.architecture}"
+        return reason, f"engines built for {device.architecture}" if device.gpu else "a CPU variant"
     if not device.here:
         return None
     if int((device.driver or "0").split(".")[0]) < DRIVER:
-        return f"driver {device.driver}: TensorRT for RTX needs {DRIVER} or newer"
+        reason = f"driver {device.driver}: TensorRT for RTX needs {DRIVER} or newer"
+        return reason, f"driver {DRIVER} or newer"
     if device.tensorrt is None:
-        return f"{TENSORRT} is not installed: pip install -r requirements/gpu.txt"
+        return f"{TENSORRT} is not installed", "pip install -r requirements/gpu.txt"
     return None
 
 

@@ -8,26 +8,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.resources import human_size
-from build.select.catalogue import read_catalogue
+from build.select.catalogue import Published
 from build.select.choice import Candidate, Choice, Wanted, choose
 from build.select.devices import Device, find_devices
+from build.select.remote import catalogue_at
 
 NOTHING_FITS = 3
 
 
 def select_command(options: Namespace) -> int:
     devices = find_devices(options.device)
-    catalogue = read_catalogue(options.catalogue, options.model)
     wanted = Wanted(options.context, options.batch, options.memory, options.objective, options.accuracy)
-    choice = choose(catalogue, devices, wanted)
-    if options.json:
-        print(json.dumps(_document(choice) | {"unused": _unused(choice, devices)}))
-    else:
-        for device in devices:
-            print(f"device: {device}")
-        _print(choice, wanted, options.explain)
-        for idle in _unused(choice, devices):
-            print(f"note: {idle} stays unused, the choice runs on {devices[-1].name}")
+    with catalogue_at(options.catalogue, options.model) as catalogue:
+        choice = choose(catalogue, devices, wanted)
+        if options.json:
+            print(json.dumps(_document(choice) | {"unused": _unused(choice, devices)}))
+        else:
+            for device in devices:
+                print(f"device: {device}")
+            _print(choice, wanted, options.explain)
+            for idle in _unused(choice, devices):
+                print(f"note: {idle} stays unused, the choice runs on {devices[-1].name}")
     return 0 if choice.chosen else NOTHING_FITS
 
 
@@ -38,7 +39,10 @@ def _unused(choice: Choice, devices: Sequence[Device]) -> list[str]:
 
 def _print(choice: Choice, wanted: Wanted, explain: bool) -> None:
     if choice.chosen:
-        print(f"choice: {choice.chosen.published.variant} at {choice.chosen.published.path}")
+        published = choice.chosen.published
+        print(f"choice: {published.variant} at {published.reference or published.path}")
+        if published.reference:
+            print(f"        to have it: python -m build pull {published.reference} --key FILE")
         _print_figures(choice.chosen, wanted)
     else:
         print("choice: none fits")
@@ -49,6 +53,8 @@ def _print(choice: Choice, wanted: Wanted, explain: bool) -> None:
         if candidate is choice.chosen:
             continue
         mark, reason = ("fits" if candidate.accepted else "no"), candidate.reason.removeprefix("fits, but ")
+        if not candidate.accepted and candidate.remedy:
+            reason += f"; would fit: {candidate.remedy}"
         print(f"  {mark:4} {candidate.published.variant:{width}}  {reason}")
         if explain and candidate.estimate:
             _print_figures(candidate, wanted)
@@ -75,11 +81,18 @@ def _document(choice: Choice) -> dict[str, Any]:
     chosen, nearest = choice.chosen, choice.nearest
     return {
         "choice": chosen.published.variant if chosen else None,
-        "path": str(chosen.published.path) if chosen else None,
+        **(_place(chosen.published) if chosen else {"path": None}),
         "digest": chosen.published.manifest.digest if chosen else None,
         "nearest": {"variant": nearest.published.variant, "remedy": nearest.remedy} if nearest else None,
         "reasons": [_reason(candidate) for candidate in choice.candidates],
     }
+
+
+def _place(published: Published) -> dict[str, str | None]:
+    """Where a variant is: a folder, or what `build pull` takes."""
+    if published.reference is None:
+        return {"path": str(published.path)}
+    return {"path": None, "reference": published.reference}
 
 
 def _reason(candidate: Candidate) -> dict[str, Any]:
@@ -88,7 +101,8 @@ def _reason(candidate: Candidate) -> dict[str, Any]:
         "variant": candidate.published.variant,
         "accepted": candidate.accepted,
         "reason": candidate.reason,
-        "path": str(candidate.published.path),
+        "remedy": candidate.remedy or None,
+        **_place(candidate.published),
         "runtime": candidate.published.runtime,
         "device": {"name": device.name, "architecture": device.architecture, "gpu": device.gpu},
     }

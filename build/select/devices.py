@@ -72,6 +72,7 @@ KNOWN = {
     "h100": Device(
         "NVIDIA H100 80GB HBM3", "sm90", 80 << 30, (3350e9, 989e12), "NVIDIA H100 data sheet, SXM"
     ),
+    "h200": Device("NVIDIA H200", "sm90", 139 << 30, (4800e9, 989e12), "NVIDIA H200 data sheet, SXM"),
     "orin-nano": Device(
         "Jetson Orin Nano 8GB",
         "sm87",

@@ -118,13 +118,14 @@ def _cluster(name: str, policy: Policy) -> Json:
     arm = policy.arms[name]
     address = _address((arm.url or "").removeprefix("http://"))
     endpoint = {"lb_endpoints": [{"endpoint": {"address": address}}]}
+    # A request is pending until its connection to the arm is there: 1,024 of them by default, and more are
+    # refused, whatever max_requests says.
+    limits = ("max_connections", "max_pending_requests", "max_requests")
     return {
         "name": name,
         "type": "STRICT_DNS",
         "connect_timeout": _seconds(arm.timeouts.connect_s),
-        "circuit_breakers": {
-            "thresholds": [{"max_requests": arm.max_requests, "max_connections": arm.max_requests}]
-        },
+        "circuit_breakers": {"thresholds": [dict.fromkeys(limits, arm.max_requests)]},
         "load_assignment": {"cluster_name": name, "endpoints": [endpoint]},
     }
 

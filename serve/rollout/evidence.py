@@ -217,12 +217,18 @@ class Ratio:
         """Of the arm that has fewer."""
         return min(arm.users for arm in self.arms)
 
+    @property
+    def log(self) -> float:
+        """Of the estimate; 0 before both arms have answered."""
+        baseline, candidate = self.arms
+        return candidate.mean - baseline.mean if baseline.count and candidate.count else 0.0
+
     def interval(self, alpha: float) -> Interval | None:
         """Of the ratio; None before both arms have users enough."""
         baseline, candidate = self.arms
         if self.users < FEWEST:
             return None
-        found = candidate.mean - baseline.mean
+        found = self.log
         v = candidate.variance + baseline.variance
         spread = (v + TAU**2) / v
         radius = math.sqrt(2 * v * (v + TAU**2) / TAU**2 * math.log(math.sqrt(spread) / alpha))
@@ -253,9 +259,9 @@ class Mismatch:
             self._seen.add(user)
         share = self.share if candidate else 1 - self.share
         if share > 0:
-            total = sum(self.users)
-            self._log_e += math.log((self.STRENGTH * share + self.users[candidate]) / (self.STRENGTH + total))
-            self._log_e -= math.log(share)
+            mine, all_users = self.users[candidate], self.users[0] + self.users[1]
+            expected = share * (self.STRENGTH + all_users)
+            self._log_e += math.log((self.STRENGTH * share + mine) / expected)
         else:
             self._log_e = math.inf  # the policy sends nobody there
         self.users[candidate] += 1

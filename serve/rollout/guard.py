@@ -80,8 +80,10 @@ class Guard:
         if points > self.plan.error_points / 2 and self.errors.worse(EACH):
             return f"fails {points:.1f} points more often than the baseline"
         for name, ratio in (("ttft", self.ttft), ("e2e latency", self.e2e)):
+            if ratio.log <= math.log(self.plan.latency_ratio) / 2:
+                continue
             found = ratio.interval(self._level)
-            if found and found.low > 1 and found.estimate > math.sqrt(self.plan.latency_ratio):
+            if found and found.low > 1:
                 return f"{name} is {found.estimate:.2f} times the baseline's, at least {found.low:.2f}"
         return None
 

@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import accumulate
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from serve.router.policy import Rollout
 
 BETWEEN, WITHIN = 0.25, 0.35  # standard deviations of log-latency: from user to user, from request to request
 USERS = 4000  # each asks several times
+NAMES = [b"%d" % number for number in range(USERS)]
 LEAST_SHARE = 0.2  # what the baseline has beyond four to one tells little and is not drawn
 DRAWN = 2048  # requests at once
 
@@ -113,14 +113,17 @@ class World:
 
     def __init__(self, truth: Truth, draw: np.random.Generator) -> None:
         self._truth, self._draw = truth, draw
-        self._names = [b"%d" % number for number in range(USERS)]
         self._places = draw.random(USERS)
         self._speeds = draw.normal(0, BETWEEN, USERS)
         weights = np.arange(1, USERS + 1) ** -truth.activity
-        self._cumulative = np.array(list(accumulate(weights / weights.sum())))
+        self._cumulative = np.cumsum(weights / weights.sum())
 
     def requests(self, share: float, drift: float) -> Iterator[Seen]:
-        """Of all users, in no order; a user is the candidate's when its place is below the share."""
+        """Of all users, in no order; a user is the candidate's when its place is below the share.
+
+        First tokens would come at a constant fraction of the whole time, and be judged as that is: they are
+        left out.
+        """
         truth, draw = self._truth, self._draw
         while True:
             users = np.searchsorted(self._cumulative, draw.random(DRAWN) * self._cumulative[-1], "right")
@@ -130,8 +133,7 @@ class World:
             seconds = np.exp(noise) * drift * np.where(candidate, truth.latency_ratio, 1.0)
             columns = users.tolist(), candidate.tolist(), failed.tolist(), seconds.tolist()
             for user, new, bad, e2e in zip(*columns, strict=True):
-                time = None if bad else e2e
-                yield Seen(new, self._names[user], bad, time, time)
+                yield Seen(new, NAMES[user], bad, None, None if bad else e2e)
 
 
 def _share(percent: Decimal) -> float:

@@ -30,11 +30,10 @@ class Request:
 class Head:
     """Gathers one head from the parser. `seen` has the noted headers, the values of repeated ones joined."""
 
-    __slots__ = ("_lines", "_names", "_noted", "seen", "target")
+    __slots__ = ("_lines", "_noted", "seen", "target")
 
     def __init__(self, noted: frozenset[bytes]) -> None:
         self._noted = noted
-        self._names: list[bytes] = []  # in lower case, one for each of the lines
         self._lines: list[bytes] = []
         self.seen: dict[bytes, bytes] = {}
         self.target = b""
@@ -46,7 +45,6 @@ class Head:
             value = value.strip(b" \t")
             self.seen[lower] = self.seen[lower] + b", " + value if lower in self.seen else value
         if lower not in NOT_PASSED:
-            self._names.append(lower)
             self._lines.append(name + b": " + value + b"\r\n")
 
     def request(self, method: bytes, version: str, keep_alive: bool, limits: Limits) -> Request:
@@ -68,7 +66,7 @@ class Head:
         if seen.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise RefusedError(417, "expected no Expect header but 100-continue")
         if b"connection" in seen and (drop := named_by_connection(seen[b"connection"]) - NOT_PASSED):
-            lines = [line for name, line in zip(self._names, lines, strict=True) if name not in drop]
+            lines = [line for line in lines if line.partition(b":")[0].lower() not in drop]
         if coding is not None:
             lines.append(b"transfer-encoding: chunked\r\n")
         elif length is not None:

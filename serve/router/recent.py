@@ -15,23 +15,29 @@ class Recent:
     """By the arm a request was assigned to; whole answers only."""
 
     def __init__(self) -> None:
-        self._arms: dict[str, dict[str, deque[float]]] = {}
+        self._arms: dict[str, deque[tuple[float | None, float | None, float]]] = {}  # ttft, itl, e2e; seconds
 
     def observe(self, record: Record) -> None:
         """A request has ended."""
         if record.mirror or not record.assigned or record.status >= 400 or record.error or record.fallback:
             return
-        kept = self._arms.setdefault(record.assigned, {})
-        for name, seconds in (("ttft", record.ttft), ("itl", record.itl), ("e2e", record.e2e)):
-            if seconds is not None:
-                kept.setdefault(name, deque(maxlen=KEPT)).append(seconds * 1000)
+        kept = self._arms.get(record.assigned)
+        if kept is None:
+            kept = self._arms[record.assigned] = deque(maxlen=KEPT)
+        kept.append((record.ttft, record.itl, record.e2e))
 
     def figures(self, arm: str) -> dict[str, Any]:
         """In ms, by measure and quantile: estimate, low and high; None where there are too few."""
+        columns = zip(*self._arms.get(arm, ()), strict=True)
+        measured = {
+            name: [1000 * value for value in column if value is not None]
+            for name, column in zip(("ttft", "itl", "e2e"), columns, strict=False)
+        }
         return {
             name: {
                 q: found and [round(end, 3) for end in (found.estimate, found.low, found.high)]
                 for q, found in quantiles(values).items()
             }
-            for name, values in self._arms.get(arm, {}).items()
+            for name, values in measured.items()
+            if values
         }
