@@ -1,4 +1,4 @@
-"""Writes serve.txt and dev.txt: the installed version of all that pyproject.toml asks for, and its needs.
+"""Writes serve.txt, build.txt and dev.txt: installed versions of all that pyproject.toml asks for, and needs.
 
     .venv/bin/python requirements/lock.py
 
@@ -23,14 +23,10 @@ def declared() -> dict[str, list[str]]:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     own = [line for line in extras["dev"] if not line.startswith(project["name"])]
-    return {
-        "serve": project["dependencies"],
-        "dev": [
-            *project["dependencies"],
-            *(line for name in ("build", "suites", "tensorrt", "otlp", "publish") for line in extras[name]),
-            *own,
-        ],
-    }
+    serve = project["dependencies"]
+    parts = ("build", "suites", "tensorrt", "otlp", "publish")
+    build = [*serve, *(line for name in parts for line in extras[name])]
+    return {"serve": serve, "build": build, "dev": [*build, *own]}
 
 
 def closure(requirements: Iterable[str]) -> dict[str, str]:

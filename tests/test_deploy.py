@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
 
 from serve.__main__ import main
+from serve.arm.metrics import Metrics
 from serve.compile import compile_policy
+from serve.deploy.kubernetes import BUSY
 from serve.router.reading import parse_policy
+from tests.manifests import DATA, hold_together, of_kind, validate
 
-DATA = Path(__file__).resolve().parent / "data"
-KUBERNETES = "1.37"
 ARMS = """experiment: E.1
 baseline: b
 arms:
@@ -36,49 +36,45 @@ def compiled(folder: Path, policy: str, *options: str) -> dict[str, list[dict[st
 
 
 def test_arms_and_router_on_kubernetes(tmp_path: Path) -> None:
+    """Valid, and what belongs together does."""
     files = compiled(tmp_path, STICKY, "--to", "kubernetes", "--image", "registry.example/serve:1")
-    for document in [document for documents in files.values() for document in documents]:
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
-    arms, router = files["arms.yaml"], files["router.yaml"]
-    assert [(part["kind"], part["metadata"]["name"]) for part in arms] == [
-        (kind, name) for name in ("arm-a", "arm-b") for kind in ("Deployment", "Service")
-    ]
-    assert [part["metadata"]["name"] for part in router if part["kind"] == "Service"] == [
-        "router",
-        "router-admin",
-    ]
-    (kept,) = (part["data"]["policy.yaml"] for part in router if part["kind"] == "ConfigMap")
+    (base,) = files.pop("kustomization.yaml")
+    assert set(base["resources"]) == set(files)
+    documents = [document for found in files.values() for document in found]
+    for document in documents:
+        validate(document)
+    hold_together(documents)
+    names = [(part["kind"], part["metadata"]["name"]) for part in files["arms.yaml"]]
+    kinds = ("Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget")
+    assert names == [(kind, name) for name in ("arm-a", "arm-b") for kind in kinds]
+    services = sorted(part["metadata"]["name"] for part in of_kind(documents, "Service"))
+    assert services == ["arm-a", "arm-b", "router", "router-admin"]
+    (kept,) = (part["data"]["policy.yaml"] for part in of_kind(documents, "ConfigMap"))
     assert kept == STICKY, "the router gets the very policy"
 
 
-def test_what_is_selected_mounted_and_asked_is_there(tmp_path: Path) -> None:
-    """What no schema sees: selectors, mounts, ports and commands that belong together."""
-    files = compiled(tmp_path, STICKY, "--to", "kubernetes", "--image", "i")
-    documents = [document for found in files.values() for document in found]
-    pods = [part["spec"]["template"] for part in documents if part["kind"] == "Deployment"]
-    for service in (part["spec"] for part in documents if part["kind"] == "Service"):
-        (pod,) = [pod for pod in pods if pod["metadata"]["labels"] == service["selector"]]
-        ports = {port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
-        assert {port["targetPort"] for port in service["ports"]} <= ports
-    for pod in pods:
-        (container,) = pod["spec"]["containers"]
-        volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
-        assert {mount["name"] for mount in container["volumeMounts"]} == volumes
-        with pytest.raises(SystemExit) as done:  # this command line is one of ours
-            main([*container["command"][3:], "--help"])
-        assert done.value.code == 0
-    claims = {part["metadata"]["name"] for part in documents if part["kind"] == "PersistentVolumeClaim"}
-    assert claims == {"router-state"}
+def test_an_arm_grows_by_what_it_shows() -> None:
+    """The metrics that the autoscaler asks for are those of an arm."""
+    text = Metrics().text().decode()
+    assert all(f"# TYPE {name} gauge" in text for name in BUSY)
 
 
 @pytest.mark.parametrize("more", ["", GROUPS])
 def test_routes_of_the_gateway_api(more: str, tmp_path: Path) -> None:
-    schema = json.loads((DATA / "httproute.json").read_text())
     ((route,),) = compiled(tmp_path, RANDOM + more, "--to", "gateway-api").values()
-    jsonschema.validate(route, schema)
+    validate(route)
     route["spec"]["rules"][0]["backendRefs"][0]["wieght"] = 1
     with pytest.raises(jsonschema.ValidationError, match="wieght"):
-        jsonschema.validate(route, schema)
+        validate(route)
+
+
+@pytest.mark.parametrize("more", ["", GROUPS])
+def test_routes_of_istio(more: str, tmp_path: Path) -> None:
+    ((route,),) = compiled(tmp_path, RANDOM + more, "--to", "istio").values()
+    validate(route)
+    route["spec"]["http"][0]["route"][0]["wieght"] = 1
+    with pytest.raises(AssertionError, match="wieght"):
+        validate(route)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +103,7 @@ def test_a_canary_of_kserve(tmp_path: Path) -> None:
     for predictor, artifact in ((baseline, "artifacts/m/b"), (canary["predictor"], "artifacts/m/a")):
         assert artifact in predictor["containers"][0]["command"]
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": predictor}
-        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        validate(pod)
     service["spec"]["canary"][0]["trafficPercnt"] = 1
     with pytest.raises(AssertionError, match="trafficPercnt"):
         check(service, "InferenceService")

@@ -19,12 +19,12 @@ def locked(name: str) -> dict[str, str]:
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
-@pytest.mark.parametrize("name", ["serve", "dev"])
+@pytest.mark.parametrize("name", ["serve", "build", "dev"])
 def test_lock_is_the_closure_of_what_is_declared(name: str) -> None:
     assert locked(name) == LOCK["closure"](LOCK["declared"]()[name])
 
 
-@pytest.mark.parametrize("name", ["serve", "dev"])
+@pytest.mark.parametrize("name", ["serve", "build", "dev"])
 def test_locked_versions_satisfy_the_declared_ranges(name: str) -> None:
     versions = locked(name)
     for line in LOCK["declared"]()[name]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 
-import yaml
-
 from engines.errors import UserError
 from serve.compile.refusals import refuse
-from serve.deploy.kubernetes import ARTIFACTS, arm_container, artifact_volume
+from serve.deploy.kubernetes import ARTIFACTS, arm_container, arm_volumes, dump
 from serve.router.assignment import parts
 from serve.router.policy import HUNDRED, Policy
 
@@ -43,7 +41,7 @@ def kserve(policy: Policy, image: str) -> dict[str, str]:
         "metadata": {"name": re.sub(r"[^a-z0-9-]", "-", policy.experiment.lower())},
         "spec": {"predictor": _predictor(policy.baseline, policy, image), "canary": canaries},
     }
-    return {"inferenceservice.yaml": yaml.safe_dump(service, sort_keys=False)}
+    return {"inferenceservice.yaml": dump(service)}
 
 
 def _predictor(name: str, policy: Policy, image: str) -> dict[str, object]:
@@ -53,5 +51,5 @@ def _predictor(name: str, policy: Policy, image: str) -> dict[str, object]:
     return {
         # The name by which KServe finds the container that serves.
         "containers": [{"name": "kserve-container", **arm_container(artifact, PORT, image)}],
-        "volumes": [artifact_volume()],
+        "volumes": arm_volumes(),
     }
