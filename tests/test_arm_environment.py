@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import distribution
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests.conftest import ROOT
+from tests.environments import installed, link_packages
 from tests.live_arm import built, live_arm
 
 LIMIT = 400_000_000
@@ -18,11 +18,6 @@ LIMIT = 400_000_000
 def names() -> list[str]:
     lines = (ROOT / "requirements" / "serve.txt").read_text().splitlines()
     return [line.partition("==")[0] for line in lines if not line.startswith("#")]
-
-
-def installed(name: str) -> list[Path]:
-    """Every file of a distribution, compiled ones too."""
-    return [found for file in distribution(name).files or () if (found := Path(str(file.locate()))).is_file()]
 
 
 def test_it_is_small(names: list[str]) -> None:
@@ -36,12 +31,7 @@ def test_an_arm_runs_on_it_alone(names: list[str], micro_checkpoint: Path, tmp_p
     """Python without its site-packages, but for links to what the lock names."""
     packages = tmp_path / "packages"
     packages.mkdir()
-    for name in names:
-        site = Path(str(distribution(name).locate_file("")))
-        for top in {path.relative_to(site).parts[0] for path in installed(name) if path.is_relative_to(site)}:
-            link = packages / top
-            if not link.exists() and top != "__pycache__":
-                link.symlink_to(site / top)
+    link_packages(names, packages)
     artifact = built(micro_checkpoint, tmp_path / "arm")
     body = {
         "messages": [{"role": "user", "content": "Code of Zafolo?"}],
