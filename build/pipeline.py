@@ -32,7 +32,7 @@ def make(recipe: Recipe, source: Source, store: Doer, console: Console) -> Built
     """All the work that is cached: conversions first, then what is measured once."""
     stages.check_targets(recipe.variants)
     artifacts = {"fp16": store.do(*stages.checkpoint(source))}
-    items = store.do(*stages.items(recipe.evaluate, recipe.quantize))
+    items = store.do(*stages.items(recipe.evaluate, recipe.quantize, artifacts["fp16"]))
     for variant in map(str, recipe.variants):
         kind = KINDS[variant]
         if kind.made_from is None:
