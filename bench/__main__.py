@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from engines.errors import UserError
 
+MODULES = {"history": "bench.history.commands"}
 EXIT_CODES = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed, 4 gate inconclusive"
 
 
@@ -86,6 +88,26 @@ def parser() -> argparse.ArgumentParser:
         "--slices", type=_positive, default=1, metavar="N", help="that must all pass; default 1"
     )
     plan.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+    history = commands.add_parser(
+        "history",
+        epilog="exit codes: 0 no drift, 1 error, 2 usage, 3 drift",
+        help="figures of builds over time",
+    )
+    history.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE", help="default artifacts/*/history.jsonl"
+    )
+    history.add_argument("-o", "--out", type=Path, metavar="FILE", help="page to write; default none")
+    history.add_argument("--against", metavar="COMMIT", help="default what was published last")
+    history.add_argument("--confidence", type=_likely, default=0.99, metavar="C", help="default 0.99")
+    history.add_argument(
+        "--tolerance",
+        type=float,
+        default=2.0,
+        metavar="PERCENT",
+        help="latency and bytes may grow; default 2",
+    )
+    history.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     turns = argparse.ArgumentParser(add_help=False)
     turns.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
@@ -190,8 +212,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code; usage errors are argparse's."""
     options = parser().parse_args(arguments)
-    from bench import commands
-
+    commands = importlib.import_module(MODULES.get(options.command, "bench.commands"))
     try:
         return int(getattr(commands, options.command.replace("-", "_"))(options))
     except UserError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.context import check_context
 from bench.records import read_records, write_records
 from bench.scoring import is_correct, score
 from bench.statistics import wilson_interval
@@ -64,11 +65,14 @@ def evaluate(
     """Greedy answers in the order of `items`, each scored by its item's metric.
 
     Prompts of similar length are answered together, so that little of a batch is padding. They are prepared
-    twice, as the pixels of all of them together may not fit in memory.
+    twice, as the pixels of all of them together may not fit in memory. Raises UserError, before anything is
+    asked, for an item that the session's context does not hold with its answer.
     """
     from engines.generate import generate_batch
 
     lengths = [len(processor(item.messages).input_ids) for item in items]
+    built_for = getattr(session, "context", None)  # of engines, which may be less than the model's
+    check_context(items, lengths, max_tokens, built_for or session.config.text.max_position_embeddings)
     order = sorted(range(len(items)), key=lengths.__getitem__)
     answered: dict[int, Observation] = {}
     for start in range(0, len(order), batch_size):

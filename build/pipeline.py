@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.history.runs import FILE, append_build
 from bench.resources import largest_process
 from bench.verdict import Verdict
 from build import stages
@@ -30,7 +32,7 @@ def make(recipe: Recipe, source: Source, store: Doer, console: Console) -> Built
     """All the work that is cached: conversions first, then what is measured once."""
     stages.check_targets(recipe.variants)
     artifacts = {"fp16": store.do(*stages.checkpoint(source))}
-    items = store.do(*stages.items(recipe.evaluate, recipe.quantize))
+    items = store.do(*stages.items(recipe.evaluate, recipe.quantize, artifacts["fp16"]))
     for variant in map(str, recipe.variants):
         kind = KINDS[variant]
         if kind.made_from is None:
@@ -115,6 +117,8 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
     write_json(folder / "summary.json", summary)
     (folder / "summary.md").write_text(markdown(summary))
     report(summary, built, gates, timings, folder / "report.html")
+    answers = {variant: built.observations(variant) for variant in built.artifacts}
+    append_build(folder / FILE, summary, gates, answers, datetime.now(UTC).isoformat(timespec="seconds"))
     return summary
 
 

@@ -201,13 +201,15 @@ def engines(variant: str, network: Entry, source: Source, limits: Limits) -> Ste
     return work, run
 
 
-def items(settings: Evaluate, quantize: Quantize) -> Step:
-    """The evaluation items, none of which the calibration set may hold."""
+def items(settings: Evaluate, quantize: Quantize, base: Entry) -> Step:
+    """The evaluation items, none of which the calibration set may hold, and all of which fit the context."""
     from bench.suites.catalogue import suite_files, suite_packages
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
+        from bench.context import check_context
         from bench.suites.catalogue import load_suite
         from bench.tasks import read_items, write_items
+        from engines.processor import Processor
 
         chosen = load_suite(settings.suite, settings.items, settings.seed)
         seen = {item.id for item in read_items(calibration_file(quantize))}
@@ -217,6 +219,10 @@ def items(settings: Evaluate, quantize: Quantize) -> Step:
                 f"{len(shared)} evaluation items are in the calibration set (first: {shared[0][:12]}); "
                 "a model must not be scored on what it was tuned on: change one of the two sets"
             )
+        processor = Processor.load(base.path)
+        lengths = [len(processor(item.messages).input_ids) for item in chosen]
+        context = processor.config.text.max_position_embeddings
+        check_context(chosen, lengths, settings.max_tokens, context)
         out.mkdir()
         write_items(out / "items.jsonl", chosen)
         return {}
@@ -224,11 +230,11 @@ def items(settings: Evaluate, quantize: Quantize) -> Step:
     work = Work(
         stage="items",
         name=Path(settings.suite.partition(":")[0]).stem,
-        config={"suite": settings.suite, "items": settings.items, "seed": settings.seed},
-        inputs={"calibration": _file_digest(calibration_file(quantize))}
+        config=settings.model_dump(include={"suite", "items", "seed", "max_tokens"}),
+        inputs={"checkpoint": base.digest, "calibration": _file_digest(calibration_file(quantize))}
         | {file.name: _file_digest(file) for file in suite_files(settings.suite)},
         code=items,
-        packages=("numpy", "pillow", *suite_packages(settings.suite)),
+        packages=("numpy", "pillow", "tokenizers", *suite_packages(settings.suite)),
     )
     return work, run
 

@@ -62,6 +62,8 @@ def test_every_variant_gets_a_verdict_and_what_passed_is_published(built: dict[s
     assert [variant["name"] for variant in built["variants"]] == VARIANTS
     assert json.loads((out / "qwen3-vl-micro" / "summary.json").read_text()) == built
     assert "<svg" in (out / "qwen3-vl-micro" / "report.html").read_text()
+    lines = map(json.loads, (out / "qwen3-vl-micro" / "history.jsonl").read_text().splitlines())
+    assert [line["variant"] for line in lines][: len(VARIANTS)] == VARIANTS
     assert built["peak_memory_bytes"] >= max(v["peak_memory_bytes"] or 0 for v in built["variants"])
     for variant in built["variants"]:
         folder = out / "qwen3-vl-micro" / variant["name"]

@@ -14,7 +14,13 @@ import yaml
 from build.markdown import markdown
 from tests.conftest import ROOT
 
-FILES = (".github/workflows/variants.yml", ".gitlab-ci.yml")
+VARIANTS, NIGHTLY, GITLAB = (
+    ".github/workflows/variants.yml",
+    ".github/workflows/nightly.yml",
+    ".gitlab-ci.yml",
+)
+FILES = (VARIANTS, NIGHTLY, GITLAB)
+BUILD, PUBLISH, HISTORY = ["-m", "build", "all"], ["-m", "build", "publish"], ["-m", "bench", "history"]
 OTHERS = {"gh", "docker", "printf", "curl", "mkdir", "test"}  # programs of the CI's own machines
 
 
@@ -57,13 +63,38 @@ def test_every_command_is_one_that_exists(file: str) -> None:
     assert ours >= 2
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_what_is_published_has_passed(file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (VARIANTS, [BUILD, PUBLISH]),
+        (NIGHTLY, [BUILD, HISTORY]),
+        (GITLAB, [BUILD, BUILD, HISTORY, PUBLISH]),
+    ],
+)
+def test_what_is_published_has_passed(file: str, expected: list[list[str]]) -> None:
     """`build all` ends the job unless it passed, before anything is published."""
     lines = [words[1:4] for words in commands(file) if words[0].endswith("python")]
-    assert lines == [["-m", "build", "all"], ["-m", "build", "publish"]]
+    assert lines == expected
     assert "|| true" not in (ROOT / file).read_text()
     assert "continue-on-error" not in (ROOT / file).read_text()
+
+
+def test_every_build_of_the_main_branch_is_in_the_history_of_the_night() -> None:
+    """A cache is found again only by a job that names the same paths."""
+    kept = [
+        step["with"]["path"].split()
+        for file in (VARIANTS, NIGHTLY)
+        for job in yaml.safe_load((ROOT / file).read_text())["jobs"].values()
+        for step in job["steps"]
+        if "cache" in step.get("uses", "")
+    ]
+    jobs = yaml.safe_load((ROOT / GITLAB).read_text())
+    kept += [jobs[name]["cache"]["paths"] for name in ("build", "nightly")]
+    assert kept == [["artifacts/.store", "artifacts/qwen3-vl-micro/history.jsonl"]] * 4
+    only = {name: [rule["if"] for rule in jobs[name]["rules"]] for name in ("build", "nightly", "publish")}
+    night = '$CI_PIPELINE_SOURCE == "schedule"'
+    assert all(rules[0] == night for rules in only.values())
+    assert [jobs[name]["rules"][0].get("when") for name in only] == ["never", None, "never"]
 
 
 def test_the_summary_for_a_pull_request() -> None:
