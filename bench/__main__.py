@@ -74,6 +74,20 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--batch", type=_positive, default=1, metavar="N", help="for peak memory; default 1")
 
+    divergence = commands.add_parser(
+        "divergence",
+        parents=[common],
+        epilog=EXIT_CODES,
+        help="the first place where B leaves A by more than rounding explains",
+    )
+    divergence.add_argument("baseline", type=Path, metavar="A", help="the 16-bit checkpoint")
+    divergence.add_argument(
+        "candidate", type=Path, metavar="B", help="made from it: checkpoint or ONNX artifact"
+    )
+    divergence.add_argument(
+        "--items", type=_positive, default=24, metavar="N", help="that pass the layers; default 24"
+    )
+
     plan = commands.add_parser("plan-n", help="how many items a margin of accuracy needs")
     plan.add_argument("--margin", type=float, default=2.0, metavar="POINTS", help="default 2")
     plan.add_argument(

@@ -23,7 +23,7 @@ from bench.planning import items_planned
 from bench.resources import disk_bytes, human_size, peak_memory
 from bench.statistics import median_ratio
 from bench.suites.catalogue import load_suite
-from bench.tables import gate_table, score_table, show
+from bench.tables import divergence_table, gate_table, score_table, show
 from bench.tasks import Item
 from engines.artifact import MANIFEST, Manifest, canonical_digest, hash_folder
 from engines.errors import UserError
@@ -132,6 +132,18 @@ def compare(options: Namespace) -> int:
             f"{fidelity.answer_flip_rate:.1%} of answers flipped"
         )
     return EXIT[judged.verdict]
+
+
+def divergence(options: Namespace) -> int:
+    """Every place of the model, and the first that rounding does not explain; exit code 3 if there is one."""
+    from bench.divergence import first_divergence
+
+    items = load_suite(options.suite, options.items, options.seed)
+    pair = (options.baseline, options.candidate)
+    found = first_divergence(*pair, items=items, threads=options.threads, progress=_progress("prompts"))
+    shown = divergence_table(found)
+    show(shown, {"baseline": str(pair[0]), "candidate": str(pair[1]), **found.document()}, options)
+    return EXIT["PASS" if found.place is None else "FAIL"]
 
 
 def peers(options: Namespace) -> int:

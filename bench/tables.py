@@ -6,7 +6,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +14,9 @@ from rich.table import Table
 from bench.accuracy import Score
 from bench.resources import human_size
 from bench.verdict import Check, Gate
+
+if TYPE_CHECKING:
+    from bench.divergence import Divergence
 
 
 def score_table(scores: Sequence[Score]) -> Table:
@@ -44,6 +47,17 @@ def gate_table(judged: Gate) -> Table:
     for waiver in judged.waivers:
         why = f"{waiver['status']}: {waiver['reason']} (until {waiver['expires']})"
         shown.add_row("waiver", waiver["check"], "", "", "", "", "", why)
+    return shown
+
+
+def divergence_table(found: Divergence) -> Table:
+    """A line for each place of a model, those beyond their limits marked; then what was found."""
+    heads = ("", "place", "distance", "by rounding", "limit", "gain", "limit")
+    shown = Table(*heads, box=None, header_style="bold", caption=found.detail, caption_justify="left")
+    for row in found.rows:
+        figures = (f"{value:.4f}" for value in (row.distance, row.expected, row.limit, row.gain))
+        name = f"{row.place} {row.part}".strip()
+        shown.add_row("DIVERGES" if row.diverges else "", name, *figures, f"1 ± {row.gain_limit:.3f}")
     return shown
 
 

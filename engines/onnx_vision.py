@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -85,6 +86,11 @@ class VisionTower:
 
     def _encode(self, media: Media) -> NDArray[np.float32]:
         """Features [1 + n, tokens, H] of one image or video."""
+        runs = [self._graph.run(None, feeds, releasing())[0] for feeds in self.feeds(media)]
+        return np.concatenate(runs, axis=1, dtype=np.float32)
+
+    def feeds(self, media: Media) -> Iterator[dict[str, NDArray[Any]]]:
+        """The graph's inputs for an image or video: some frames after another."""
         frames, height, width = media.grid
         vision = self.config.vision
         positions = patch_positions(height, width, vision.spatial_merge_size)
@@ -107,11 +113,8 @@ class VisionTower:
         shared = {"position_indices": indices, "position_weights": weights.astype(floats), **places}
         pixels = media.pixels.reshape(frames, height * width, -1).astype(floats, copy=False)
         size = 1 if shapes["pixel_values"][0] == 1 else max(1, PATCHES_PER_RUN // (height * width))
-        runs = [
-            self._graph.run(None, {"pixel_values": pixels[start : start + size], **shared}, releasing())[0]
-            for start in range(0, frames, size)
-        ]
-        return np.concatenate(runs, axis=1, dtype=np.float32)
+        for start in range(0, frames, size):
+            yield {"pixel_values": pixels[start : start + size], **shared}
 
 
 def patch_positions(height: int, width: int, merge: int) -> NDArray[np.int64]:
