@@ -54,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
         "latency", parents=[common, timing], help="time several on the same requests"
     )
     latency.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="the first is the baseline")
+    latency.add_argument(
+        "--batch", type=_positive, nargs="+", default=[], metavar="N", help="together, besides one at a time"
+    )
+    latency.add_argument("--price-per-hour", type=_above_zero, metavar="X", help="of the machine; tells cost")
+    latency.add_argument("--currency", default="USD", metavar="NAME", help="of that; default USD")
 
     compare = commands.add_parser(
         "compare", parents=[common, answers, timing], epilog=EXIT_CODES, help="gate B against A on both axes"
@@ -61,13 +66,13 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("baseline", type=Path, metavar="A")
     compare.add_argument("candidate", type=Path, metavar="B")
     compare.add_argument(
-        "--accuracy-margin", type=float, default=2.0, metavar="POINTS", help="B may be below A; default 2"
+        "--accuracy-margin", type=float, default=1.0, metavar="POINTS", help="B may be below A; default 1"
     )
     compare.add_argument(
         "--slice-margin", type=float, metavar="POINTS", help="on any slice; default no limit"
     )
     compare.add_argument(
-        "--latency-ratio", type=float, default=1.1, metavar="R", help="B / A may reach; default 1.1"
+        "--latency-ratio", type=float, default=1.15, metavar="R", help="B / A may reach; default 1.15"
     )
     compare.add_argument(
         "--context", type=_positive, default=2048, metavar="N", help="for peak memory; default 2048"
@@ -169,16 +174,22 @@ def parser() -> argparse.ArgumentParser:
         "--clients", type=_positive, nargs="+", default=[1, 8], metavar="N", help="in turn; default 1 8"
     )
     load.add_argument("--seconds", type=_positive, default=30, metavar="S", help="of each; default 30")
-    load.add_argument("--output-tokens", type=_two, default=32, metavar="N", help="default 32")
-    load.add_argument(
-        "--images", type=_natural, default=30, metavar="PERCENT", help="of requests show one; default 30"
+    _questions(load)
+
+    arrivals = commands.add_parser("open-loop", help="the same Poisson arrivals at several servers")
+    arrivals.add_argument("urls", nargs="+", metavar="URL", help="the first is the baseline")
+    arrivals.add_argument(
+        "--rates",
+        type=_above_zero,
+        nargs="+",
+        default=[0.25, 0.5, 0.75],
+        metavar="F",
+        help="of the requests the first answers in a second, one by one; default 0.25 0.5 0.75",
     )
-    load.add_argument(
-        "--image-size", type=_positive, default=448, metavar="PIXELS", help="of a side; default 448"
-    )
-    load.add_argument("--seed", type=int, default=0, metavar="S", help="of the questions; default 0")
-    load.add_argument("--api-key-file", type=Path, metavar="FILE", help="the key that the server asks for")
-    load.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    arrivals.add_argument("--requests", type=_two, default=40, metavar="N", help="of a round; default 40")
+    arrivals.add_argument("--rounds", type=_positive, default=2, metavar="N", help="default 2")
+    _questions(arrivals)
+
     router = commands.add_parser("router", help="measure the router beside other proxies")
     router.add_argument(
         "--peers",
@@ -223,6 +234,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _questions(command: argparse.ArgumentParser) -> None:
+    """What a server is asked."""
+    command.add_argument("--output-tokens", type=_two, default=32, metavar="N", help="default 32")
+    command.add_argument(
+        "--images", type=_natural, default=30, metavar="PERCENT", help="of requests show one; default 30"
+    )
+    command.add_argument(
+        "--image-size", type=_positive, default=448, metavar="PIXELS", help="of a side; default 448"
+    )
+    command.add_argument("--seed", type=_natural, default=0, metavar="S", help="of the questions; default 0")
+    command.add_argument("--api-key-file", type=Path, metavar="FILE", help="the key that the server asks for")
+    command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code; usage errors are argparse's."""
     options = parser().parse_args(arguments)
@@ -246,6 +271,16 @@ def _natural(text: str) -> int:
 
 def _two(text: str) -> int:
     return _at_least(text, 2)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
+    return found
 
 
 def _likely(text: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,19 @@ from bench.accuracy import Observation, evaluate, summarize, write_observations
 from bench.fidelity import compare as compare_distributions
 from bench.fidelity import record
 from bench.gate import Limits, Measurements, gate
-from bench.latency import METRICS, Timing, here, measure, of_arm, table
-from bench.latency import summarize as summarize_timings
+from bench.latency import AGAIN, of_arm
 from bench.planning import items_planned
 from bench.resources import disk_bytes, human_size, peak_memory
-from bench.statistics import median_ratio
 from bench.suites.catalogue import load_suite
 from bench.tables import divergence_table, gate_table, score_table, show
 from bench.tasks import Item
+from bench.timing import latency, open_loop, progress, timings
 from engines.artifact import MANIFEST, Manifest, canonical_digest, hash_folder
 from engines.errors import UserError
 from engines.processor import Processor
 from engines.session import Session, open_session
+
+__all__ = ["latency", "open_loop"]  # beside the commands below
 
 if TYPE_CHECKING:
     from bench.peers.comparison import Comparison
@@ -66,29 +67,6 @@ def plan_n(options: Namespace) -> int:
     return 0
 
 
-def latency(options: Namespace) -> int:
-    """p50 and p95 of every metric; end to end also as a ratio to the first, with its interval."""
-    folders: list[Path] = options.directories
-    # A folder may be given twice: what differs then is noise.
-    arms = {f"{path} #{i + 1}" if path in folders[:i] else str(path): path for i, path in enumerate(folders)}
-    timings = _timings(arms, options)
-    summary = summarize_timings(timings)
-    first = table(of_arm(timings, next(iter(arms))), "e2e_latency_ms")
-    shown = Table(
-        "", *(f"{metric} p50 / p95" for metric in METRICS), "e2e ratio", box=None, header_style="bold"
-    )
-    found = []
-    for name, metrics in summary.items():
-        own = table(of_arm(timings, name), "e2e_latency_ms")
-        ratio = median_ratio(first, own) if len(own) > 1 else None
-        figures = [f"{metrics[metric]['p50']:.3g} / {metrics[metric]['p95']:.3g}" for metric in METRICS]
-        told = f"{ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "-"
-        shown.add_row(name, *figures, told)
-        found.append({"path": str(arms[name]), **metrics, "e2e_ratio": asdict(ratio) if ratio else None})
-    show(shown, {"requests": options.requests, "repeats": options.repeats, "arms": found}, options)
-    return 0
-
-
 def compare(options: Namespace) -> int:
     """The gate on B against A: accuracy, divergence, latency, size and memory."""
     limits = _limits(options)
@@ -103,7 +81,7 @@ def compare(options: Namespace) -> int:
         for side, path in sides.items()
     }
     fidelity = compare_distributions(recorded["A"], recorded["B"], answers["A"], answers["B"])
-    timings = _timings(sides, options, sessions)
+    timed = timings({"A": sides["A"], "A" + AGAIN: sides["A"], "B": sides["B"]}, options, sessions)
     del sessions, recorded
     memory = [peak_memory(path, context=limits.context, batch=limits.batch) for path in sides.values()]
     judged = gate(
@@ -112,8 +90,9 @@ def compare(options: Namespace) -> int:
             candidate=_digest(options.candidate),
             baseline_answers=answers["A"],
             candidate_answers=answers["B"],
-            baseline_timings=of_arm(timings, "A"),
-            candidate_timings=of_arm(timings, "B"),
+            baseline_timings=of_arm(timed, "A"),
+            again_timings=of_arm(timed, "A" + AGAIN),
+            candidate_timings=of_arm(timed, "B"),
             fidelity=fidelity,
             bytes=disk_bytes(options.candidate),
             baseline_bytes=disk_bytes(options.baseline),
@@ -194,7 +173,8 @@ def _tell(
 
 def load(options: Namespace) -> int:
     """Several numbers of clients in turn; exit code 1 when any request failed."""
-    from bench.load import Load, run
+    from bench.client import Load
+    from bench.load import run
 
     asked = Load(
         url=options.url.rstrip("/").removesuffix("/v1"),
@@ -255,8 +235,8 @@ def shape(options: Namespace) -> int:
         raise UserError(f"no shape {options.shape!r}: expected one of {', '.join(SHAPES)}")
     if options.seed < 0:
         raise UserError(f"seed is {options.seed}: expected 0 or more")
-    progress = _progress(f"{options.out} bytes")
-    found = write_shape(options.out, SHAPES[options.shape], seed=options.seed, progress=progress)
+    report = progress(f"{options.out} bytes")
+    found = write_shape(options.out, SHAPES[options.shape], seed=options.seed, progress=report)
     shown = Table("shape", "parameters", "weights", "path", box=None, header_style="bold")
     size = human_size(found["bytes"])
     shown.add_row(options.shape, f"{found['parameters']:,}", size, str(options.out))
@@ -271,24 +251,7 @@ def _answers(session: Session, directory: Path, items: list[Item], options: Name
         items,
         max_tokens=options.max_tokens,
         batch_size=options.batch_size,
-        progress=_progress(f"{directory} answers"),
-    )
-
-
-def _timings(
-    arms: dict[str, Path], options: Namespace, sessions: dict[str, Session] | None = None
-) -> list[Timing]:
-    """Every arm on the same requests, which the first arm's processor prepares."""
-    items = load_suite(options.suite, options.requests, options.seed)
-    processor = Processor.load(next(iter(arms.values())))
-    opened = sessions or {name: open_session(path, threads=options.threads) for name, path in arms.items()}
-    return measure(
-        {name: here(session) for name, session in opened.items()},
-        [processor(item.messages) for item in items],
-        output_tokens=options.output_tokens,
-        repeats=options.repeats,
-        warmup=options.warmup,
-        progress=_progress("latency"),
+        progress=progress(f"{directory} answers"),
     )
 
 
@@ -311,14 +274,3 @@ def _digest(directory: Path) -> str:
     if (directory / MANIFEST).is_file():
         return Manifest.read(directory).digest
     return canonical_digest({name: file.sha256 for name, file in hash_folder(directory).items()})
-
-
-def _progress(title: str) -> Callable[[int, int], None]:
-    """One line rewritten in place on a terminal, silence elsewhere."""
-
-    def report(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\r{title}: {done}/{total}", end=end, file=sys.stderr, flush=True)
-
-    return report

@@ -1,42 +1,45 @@
 """Latency of several variants on the same requests, interleaved so that drift of the machine cancels.
 
-Every arm generates the same number of tokens for each request, whatever it says: one that stops early must
-not look fast. A request is timed from its preprocessed inputs, as preprocessing is the same for all arms. An
-arm may be a process of its own, timed by its own clock.
+The first arm is the baseline, and it is there twice: what it differs from itself is the run's noise, measured
+on the same requests at the same time as everything else (an A/A test). Every arm generates the same number of
+tokens for each request, whatever it says: one that stops early must not look fast. A request is timed from
+its preprocessed inputs, as preprocessing is the same for all arms. An arm may be a process of its own, timed
+by its own clock.
 """
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from pathlib import Path
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.arms import Arm, Stamps, no_garbage_collection
 from engines.device import Usage, Watch
-from engines.errors import UserError
+from engines.sensors import Meter, temperatures
 
 if TYPE_CHECKING:
     from engines.processor import Inputs
-    from engines.session import Session
 
+AGAIN = ", again"  # ends the name of the baseline's second arm
 SETTLE_S = 0.01  # thread pools of the arm before spin for some ms, on the cores the next one needs
-# Answers a request with so many tokens; seconds at its start and after each token.
-Arm = Callable[["Inputs", int], list[float]]
 METRICS = ("ttft_ms", "itl_ms", "e2e_latency_ms", "output_tokens_per_s")
+QUANTILES = (0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One request answered once by one arm. `output_tokens_per_s` counts from the request's arrival."""
+    """A request, or a batch of them together, answered once by one arm. None is what was not measured.
+
+    prompt_tokens, patches (of its images and videos) and output_tokens_per_s (counted from the arrival) are
+    of the whole batch, output_tokens of each sequence. energy_j and temperature_c: of the processors, or of
+    the GPU where `device` has what it showed meanwhile.
+    """
 
     arm: str
     request: int
@@ -47,7 +50,17 @@ class Timing:
     itl_ms: float
     e2e_latency_ms: float
     output_tokens_per_s: float
-    device: Usage | None = None  # what its GPU showed meanwhile
+    device: Usage | None = None
+    batch: int = 1
+    patches: int = 0
+    vision_ms: float | None = None
+    energy_j: float | None = None
+    temperature_c: float | None = None
+
+    @property
+    def prefill_ms(self) -> float | None:
+        """The time to the first token without what images and videos took."""
+        return None if self.vision_ms is None else self.ttft_ms - self.vision_ms
 
 
 def measure(
@@ -57,44 +70,43 @@ def measure(
     output_tokens: int = 16,
     repeats: int = 2,
     warmup: int = 2,
+    batches: Sequence[int] = (1,),
     watch: bool = False,
+    most_repeats: int = 0,
+    steady: Callable[[Sequence[Timing]], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Timing]:
     """Times every arm on every request `repeats` times, after answering the first `warmup` ones untimed.
 
-    watch: the arms run on this machine's GPU, which is asked how it is meanwhile.
+    batches: how many requests are answered together, each number in turn. watch: the arms run on this
+    machine's GPU, which is asked how it is meanwhile. While what was timed is not `steady`, all is repeated,
+    up to `most_repeats`.
     """
     if output_tokens < 2:
         raise ValueError(f"output_tokens is {output_tokens}; the time between tokens needs at least 2")
-    for inputs in requests[:warmup]:
+    for prompt in requests[:warmup]:
         for answer in arms.values():
-            answer(inputs, output_tokens)
-    total = len(requests) * repeats * len(arms)
+            answer([prompt], output_tokens)
+    groups = [group for size in batches for group in _together(requests, size)]
     timings: list[Timing] = []
-    with _no_garbage_collection():
-        for request, repeat, arm in order(list(arms), len(requests), repeats):
-            inputs = requests[request]
-            time.sleep(SETTLE_S)
-            with Watch() if watch else nullcontext() as gpu:
-                began, *stamps = arms[arm](inputs, output_tokens)
-            ttft, e2e = (stamps[0] - began) * 1e3, (stamps[-1] - began) * 1e3
-            timings.append(
-                Timing(
-                    arm=arm,
-                    request=request,
-                    repeat=repeat,
-                    prompt_tokens=len(inputs.input_ids),
-                    output_tokens=output_tokens,
-                    ttft_ms=ttft,
-                    itl_ms=(e2e - ttft) / (output_tokens - 1),
-                    e2e_latency_ms=e2e,
-                    output_tokens_per_s=output_tokens / e2e * 1e3,
-                    device=gpu.usage() if gpu else None,
-                )
-            )
-            if progress:
-                progress(len(timings), total)
-    return timings
+    done = 0
+    with no_garbage_collection():
+        while True:
+            total = len(groups) * (done + repeats) * len(arms)
+            for place, repeat, arm in order(list(arms), len(groups), repeats):
+                number, prompts = groups[place]
+                time.sleep(SETTLE_S)
+                with Watch() if watch else nullcontext() as gpu:
+                    meter = Meter()
+                    stamps = arms[arm](prompts, output_tokens)
+                    joules = meter.joules()
+                usage = gpu.usage() if gpu else None
+                timings.append(_timing(arm, number, done + repeat, prompts, stamps, usage, joules))
+                if progress:
+                    progress(len(timings), total)
+            done += repeats
+            if steady is None or done + repeats > most_repeats or steady(timings):
+                return timings
 
 
 def order(arms: Sequence[str], requests: int, repeats: int) -> Iterator[tuple[int, int, str]]:
@@ -121,102 +133,55 @@ def table(timings: Sequence[Timing], metric: str) -> NDArray[np.float64]:
 
 
 def summarize(timings: Sequence[Timing]) -> dict[str, dict[str, dict[str, float]]]:
-    """arm -> metric -> {p50, p95}."""
+    """arm -> metric -> {p50, p95, p99}, of requests answered one at a time."""
     return {
-        arm: {metric: _quantiles(table(of_arm(timings, arm), metric)) for metric in METRICS}
+        arm: {metric: quantiles(table(of_arm(timings, arm), metric)) for metric in METRICS}
         for arm in dict.fromkeys(t.arm for t in timings)
     }
 
 
 def of_arm(timings: Sequence[Timing], arm: str) -> list[Timing]:
-    """The timings of one arm."""
-    return [timing for timing in timings if timing.arm == arm]
+    """What one arm took for requests answered one at a time."""
+    return [timing for timing in timings if timing.arm == arm and timing.batch == 1]
 
 
-def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:
-    p50, p95 = np.quantile(values, [0.5, 0.95])
-    return {"p50": float(p50), "p95": float(p95)}
+def quantiles(values: Any) -> dict[str, float]:
+    """p50, p95 and p99; the last of fewer than a hundred is near the highest."""
+    return {
+        f"p{100 * q:.0f}": float(x) for q, x in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
+    }
 
 
-def here(session: Session) -> Arm:
-    """The arm of a session in this process."""
-    return partial(_answer, session)
+def _together(requests: Sequence[Inputs], size: int) -> list[tuple[int, Sequence[Inputs]]]:
+    """Requests in batches of one size, numbered; those left over are left out."""
+    return [(at // size, requests[at : at + size]) for at in range(0, len(requests) - size + 1, size)]
 
 
-@contextmanager
-def in_a_process(directory: Path, device: str = "cpu") -> Iterator[Arm]:
-    """The arm of a checkpoint or artifact opened in a process of its own, which ends with the context.
-
-    device: where a checkpoint runs, see engines.session. Raises UserError when it cannot be opened, and when
-    the process dies.
-    """
-    context = get_context("spawn")
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(directory, device, theirs), daemon=True)
-    process.start()
-    theirs.close()
-
-    def receive() -> Any:
-        try:
-            return pipe.recv()
-        except (EOFError, ConnectionError):
-            process.join()
-            raise UserError(
-                f"{directory}: its process ended with code {process.exitcode}, likely out of memory"
-            ) from None
-
-    def answer(inputs: Inputs, output_tokens: int) -> list[float]:
-        with suppress(ConnectionError):  # it is gone: receive tells
-            pipe.send((inputs, output_tokens))
-        stamps: list[float] = receive()
-        return stamps
-
-    try:
-        if problem := receive():
-            raise UserError(problem)
-        yield answer
-    finally:
-        pipe.close()
-        process.join()
-
-
-def _serve(directory: Path, device: str, pipe: Connection) -> None:
-    """An arm's process: what is wrong with the folder, or None; then stamps for every request."""
-    from engines.session import open_session
-
-    try:
-        session = open_session(directory, device=device)
-    except UserError as error:
-        return pipe.send(str(error))
-    pipe.send(None)
-    with _no_garbage_collection():
-        while True:
-            try:
-                inputs, output_tokens = pipe.recv()
-            except EOFError:
-                return None
-            pipe.send(_answer(session, inputs, output_tokens))
-
-
-def _answer(session: Session, inputs: Inputs, output_tokens: int) -> list[float]:
-    """Greedy tokens without regard to the end of the answer; seconds at the start and after each token."""
-    stamps = [time.perf_counter()]
-    logits, cache = session.prefill([inputs], capacity=len(inputs.input_ids) + output_tokens)
-    tokens = logits[:, -1].argmax(axis=-1)
-    stamps.append(time.perf_counter())
-    for _ in range(output_tokens - 1):
-        tokens = session.decode(tokens, cache).argmax(axis=-1)
-        stamps.append(time.perf_counter())
-    return stamps
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def _timing(
+    arm: str,
+    number: int,
+    repeat: int,
+    prompts: Sequence[Inputs],
+    stamps: Stamps,
+    usage: Usage | None,
+    joules: float | None,
+) -> Timing:
+    ttft, e2e = ((stamp - stamps.began) * 1e3 for stamp in (stamps.tokens[0], stamps.tokens[-1]))
+    count = len(stamps.tokens)
+    return Timing(
+        arm=arm,
+        request=number,
+        repeat=repeat,
+        prompt_tokens=sum(len(prompt.input_ids) for prompt in prompts),
+        output_tokens=count,
+        ttft_ms=ttft,
+        itl_ms=(e2e - ttft) / (count - 1),
+        e2e_latency_ms=e2e,
+        output_tokens_per_s=len(prompts) * count / e2e * 1e3,
+        device=usage,
+        batch=len(prompts),
+        patches=sum(prod(media.grid) for prompt in prompts for media in prompt.media),
+        vision_ms=1e3 * stamps.vision_s,
+        energy_j=usage.power_w * e2e / 1e3 if usage else joules,
+        temperature_c=usage.temperature_c if usage else max(temperatures().values(), default=None),
+    )

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from bench.figures import VariantEvidence, accuracy_row, figures, signed, speed
 from bench.gate import Check, Limits, Verdict
 from bench.latency import table
+from bench.power import UNREADABLE
 from bench.resources import human_size
 
 __all__ = ["VariantEvidence", "write_report"]
@@ -83,6 +84,10 @@ def _card(v: VariantEvidence, facts: Mapping[str, Any]) -> dict[str, Any]:
         power, busy = (mean(getattr(x, name) for x in seen) for name in ("power_w", "utilization_percent"))
         hottest = max(usage.temperature_c for usage in seen)
         shown.append(("GPU while it answered", f"{power:.0f} W", f"{hottest} °C at most, {busy:.0f} % busy"))
+    figures = [row for row in v.gate.observed if not seen or row.metric not in ("power", "temperature")]
+    shown += [(row.metric, f"{row.candidate:.3g} {row.unit}", "") for row in figures if row.candidate]
+    if unread := [row.metric for row in figures if row.reason == UNREADABLE]:
+        shown.append((" and ".join(unread[:2]), "-", UNREADABLE))
     deciding = [c for c in v.gate.checks if not c.waived]
     decisive = next((c for c in deciding if c.verdict == v.gate.verdict != Verdict.PASS), None)
     return {

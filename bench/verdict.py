@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench.accuracy import Observation
 from bench.fidelity import Fidelity
 from bench.latency import Timing
+from bench.statistics import Interval
 
 Fields = dict[str, Any]
 
@@ -35,6 +36,7 @@ class Measurements:
     baseline_answers: Sequence[Observation] = ()
     candidate_answers: Sequence[Observation] = ()
     baseline_timings: Sequence[Timing] = ()
+    again_timings: Sequence[Timing] = ()  # of the baseline's second arm
     candidate_timings: Sequence[Timing] = ()
     fidelity: Fidelity | None = None
     bytes: int | None = None
@@ -62,7 +64,7 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="One-sided confidence of every bound.")
     accuracy_margin: float | None = Field(
-        2.0, gt=0, lt=100, description="Points of accuracy the candidate may be below the baseline."
+        1.0, gt=0, lt=100, description="Points of accuracy the candidate may be below the baseline."
     )
     slice_margin: float | None = Field(
         None, gt=0, le=100, description="Points of accuracy that any slice (task) may be below the baseline."
@@ -77,7 +79,7 @@ class Limits(BaseModel):
         description="Points above guessing without which a baseline's accuracy shows nothing.",
     )
     ttft_p50_ratio: float | None = Field(
-        None, gt=0, description="Largest candidate / baseline of the median time to first token."
+        1.15, gt=0, description="Largest candidate / baseline of the median time to first token."
     )
     ttft_p95_ratio: float | None = Field(
         None,
@@ -93,7 +95,7 @@ class Limits(BaseModel):
         description="Largest candidate / baseline of the 95th percentile of the time between tokens.",
     )
     e2e_ratio: float | None = Field(
-        None, gt=0, description="Largest median over requests of candidate / baseline end-to-end latency."
+        1.15, gt=0, description="Largest median over requests of candidate / baseline end-to-end latency."
     )
     max_kl: float | None = Field(
         None, gt=0, description="Largest mean KL(baseline || candidate) per token, in nats."
@@ -145,6 +147,9 @@ class Check(Row):
     verdict: Verdict
     waived: bool = Field(False, description="Whether a waiver in force keeps it from deciding.")
     needed_n: int | None = Field(None, description="About how many would settle an inconclusive check.")
+    noise: float | None = Field(None, description="Of latency: what the baseline is against itself.")
+    noise_low: float | None = Field(None, description="One-sided lower bound of it.")
+    noise_high: float | None = Field(None, description="One-sided upper bound of it.")
 
 
 class Gate(BaseModel):
@@ -157,6 +162,9 @@ class Gate(BaseModel):
     limits: Limits
     checks: list[Check]
     slices: list[Row]
+    observed: list[Row] = Field(
+        default_factory=list, description="Figures without a limit: power, temperature, energy, cost."
+    )
     waivers: list[dict[str, str]] = Field(
         default_factory=list,
         description="Each {check, reason, expires, status}: in force, expired or unused.",
@@ -168,3 +176,18 @@ def missing(m: Measurements, what: str, reason: str) -> Fields:
     if what in m.unmeasured:
         return {"verdict": Verdict.UNMEASURED, "reason": m.unmeasured[what]}
     return {"verdict": Verdict.FAIL, "reason": f"missing evidence: {reason}"}
+
+
+def at_most(row: Fields, found: Interval, needed: int | None = None, beside: str = "") -> Check:
+    """PASS if the upper bound is within the limit, FAIL if the lower bound is beyond it.
+
+    beside: what else to say of the figure.
+    """
+    row = row | {"ci_low": found.low, "ci_high": found.high}
+    bounds = f"{found.low:.3g} to {found.high:.3g}, limit {row['limit']:g}{beside}"
+    if found.high <= row["limit"]:
+        return Check(**row, verdict=Verdict.PASS, reason=bounds)
+    if found.low > row["limit"]:
+        return Check(**row, verdict=Verdict.FAIL, reason=bounds)
+    more = f"; about {needed:,} would settle it" if needed else ""
+    return Check(**row, verdict=Verdict.INCONCLUSIVE, reason=bounds + more, needed_n=needed)

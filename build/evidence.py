@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.accuracy import Observation, read_observations
+from bench.arms import in_a_process
 from bench.fidelity import Fidelity
 from bench.gate import gate
-from bench.latency import Timing, in_a_process, measure, of_arm
+from bench.latency import AGAIN, Timing, measure, of_arm
+from bench.noise import noise_lines, steady
+from bench.power import observed
 from bench.resources import Memory
 from bench.verdict import Gate, Measurements
 from build.console import Console
@@ -74,21 +77,37 @@ def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing
     items = read_items(built.items.path / "items.jsonl")
     processor = Processor.load(built.artifacts["fp16"].path)
     requests = [processor(item.messages) for item in items[: recipe.latency.requests]]
-    settings = recipe.latency.model_dump(exclude={"requests"})
-    timings = []
+    settings = recipe.latency.model_dump(exclude={"requests", "batches"})
+    timings: list[Timing] = []
     for device, baseline in BASELINES.items():
         if baseline not in built.answers:
             continue
         mine = [name for name in built.answers if name in KINDS and KINDS[name].device == device]
-        folders = {baseline: built.artifacts["fp16"].path}
+        folders = dict.fromkeys((baseline, baseline + AGAIN), built.artifacts["fp16"].path)
         folders |= {name: built.artifacts[name].path for name in mine if KINDS[name].runs}
-        arms = ", ".join(folders)
+        arms = "; ".join(folders)
         console.say(f"latency: {len(requests)} requests x {recipe.latency.repeats} for each of {arms}")
+        # Engines were compiled for so many sequences.
+        batches = [size for size in recipe.latency.batches if device == "cpu" or size <= recipe.gate.batch]
+
+        def is_steady(found: Sequence[Timing], baseline: str = baseline) -> bool:
+            return steady(of_arm(found, baseline), of_arm(found, baseline + AGAIN), recipe.gate)
+
         with ExitStack() as processes, console.progress("latency") as progress:
             opened = {
                 arm: processes.enter_context(in_a_process(folder, device)) for arm, folder in folders.items()
             }
-            timings += measure(opened, requests, **settings, watch=device == "cuda", progress=progress)
+            timings += measure(
+                opened,
+                requests,
+                **settings,
+                batches=batches,
+                watch=device == "cuda",
+                steady=is_steady,
+                progress=progress,
+            )
+        for line in noise_lines(of_arm(timings, baseline), of_arm(timings, baseline + AGAIN), recipe.gate):
+            console.say(f"noise, {baseline} against itself: {line}")
     return timings
 
 
@@ -108,6 +127,7 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         baseline_answers=built.observations(baseline),
         candidate_answers=built.observations(variant),
         baseline_timings=of_arm(timings, baseline),
+        again_timings=of_arm(timings, baseline + AGAIN),
         candidate_timings=of_arm(timings, variant),
         fidelity=built.fidelity(variant),
         bytes=built.artifacts[variant].manifest.bytes,
@@ -117,7 +137,9 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         memory_at=(recipe.gate.context, recipe.gate.batch),
         unmeasured={} if runs_here(variant) else dict.fromkeys(ON_DEVICE, _elsewhere(variant, recipe)),
     )
-    return gate(measurements, limits)
+    before, after = measurements.baseline_timings, measurements.candidate_timings
+    figures = observed(before, after, recipe.price.per_hour, recipe.price.currency)
+    return gate(measurements, limits).model_copy(update={"observed": figures})
 
 
 def runs_here(variant: str) -> bool:
@@ -143,7 +165,8 @@ def documents(
     files = [answers / name for name in ("observations.jsonl", "fidelity.json")]
     files += [weights / name for name in ("calibration.json", "quantization.json")]
     found: dict[str, Path | str | dict[str, Any]] = {file.name: file for file in files if file.is_file()}
-    arms = (BASELINES[KINDS[variant].device], variant)
+    baseline = BASELINES[KINDS[variant].device]
+    arms = (baseline, baseline + AGAIN, variant)
     compared = [timing for timing in timings if timing.arm in arms]
     if any(timing.arm == variant for timing in compared):
         found["latency.jsonl"] = "".join(json.dumps(asdict(timing)) + "\n" for timing in compared)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.breakdown import PHASES, figure
+from bench.power import sentence
 from bench.resources import human_size
+from bench.verdict import Row
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -33,7 +36,24 @@ def markdown(summary: dict[str, Any]) -> str:
             f"{waiver['reason']}"
             for waiver in variant["waivers"]
         ]
+    lines += _phases(summary["variants"])
     return "\n".join(lines + ([""] if against else []) + against) + "\n"
+
+
+def _phases(variants: list[dict[str, Any]]) -> list[str]:
+    """One row for each variant that was timed, and a line of what its answers took."""
+    timed = [variant for variant in variants if variant["latency"]]
+    if not timed:
+        return []
+    heads = [phase.replace("_latency", "").removesuffix("_ms") for phase in PHASES]
+    lines = ["", "One request at a time, ms, p50 / p95 / p99:", "", f"| variant | {' | '.join(heads)} | n |"]
+    lines.append("|---" * (len(heads) + 2) + "|")
+    for variant in timed:
+        whole = variant["latency"][0]
+        cells = [f"`{variant['name']}`", *(figure(whole.get(phase)) for phase in PHASES), str(whole["n"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    rows = {variant["name"]: [Row.model_validate(row) for row in variant["observed"]] for variant in timed}
+    return [*lines, "", *(f"- `{name}` {sentence(found)}" for name, found in rows.items() if found)]
 
 
 def _figure(check: dict[str, Any] | None) -> str:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.breakdown import breakdown
 from bench.history.runs import FILE, append_build
 from bench.resources import largest_process
 from bench.verdict import Verdict
@@ -100,6 +101,8 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
                 "waivers": judged.waivers,
                 "bytes": artifact.manifest.bytes,
                 "peak_memory_bytes": peak.peak_memory_bytes if peak else None,
+                "latency": breakdown([timing for timing in timings if timing.arm == variant]),
+                "observed": [row.model_dump(mode="json") for row in judged.observed],
                 "cached": artifact.cached,
                 "checks": [check.model_dump(mode="json") for check in judged.checks],
             }

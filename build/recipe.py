@@ -116,11 +116,30 @@ class Evaluate(Section):
     )
 
 
+def _alone_too(batches: tuple[int, ...]) -> tuple[int, ...]:
+    if 1 not in batches or len(set(batches)) < len(batches):
+        raise ValueError("expected different numbers with 1, which is what the gate asks for, among them")
+    return batches
+
+
 class Latency(Section):
     requests: PositiveInt = Field(24, description="Different requests, the same for every arm.")
     repeats: PositiveInt = Field(2, description="Times each arm answers each request, in mirrored order.")
+    most_repeats: PositiveInt = Field(
+        8, description="Times at most: repeated while the baseline differs too much from itself."
+    )
+    batches: Annotated[tuple[PositiveInt, ...], AfterValidator(_alone_too)] = Field(
+        (1,), description="Requests answered together, if there are as many; the gate asks for 1."
+    )
     output_tokens: Annotated[int, Field(ge=2)] = Field(16, description="Tokens generated for each request.")
     warmup: PositiveInt = Field(2, description="Requests answered and thrown away before measuring.")
+
+
+class Price(Section):
+    per_hour: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Of the machine; null tells no cost of tokens."
+    )
+    currency: str = Field("USD", min_length=1, description="In which it is told.")
 
 
 class Recipe(Section):
@@ -131,6 +150,7 @@ class Recipe(Section):
     export: Export = Field(Export(), description="How ONNX variants are made.")
     evaluate: Evaluate = Field(Evaluate(), description="How accuracy is measured.")
     latency: Latency = Field(Latency(), description="How latency is measured.")
+    price: Price = Field(Price(), description="What the machine costs.")
     gate: Limits = Field(Limits(), description="What a variant must hold to be published.")
 
     @model_validator(mode="after")

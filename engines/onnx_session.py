@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class OnnxSession:
         """
         directory = Path(directory)
         self.config = ModelConfig.load(directory)
-        self.engines = None
+        self.engines, self.vision_s = None, 0.0
         if (directory / ENGINE_FACTS).exists():
             self.engines = EngineFacts.read(directory)
             self.engines.check_device(directory, find_gpu())
@@ -112,7 +113,9 @@ class OnnxSession:
         check_prefill(prompts, capacity, keep, self.config)
         room = self._room(len(prompts), capacity)
         lengths = np.array([len(prompt.input_ids) for prompt in prompts])
+        began = time.perf_counter()
         vision = [self.vision(prompt) for prompt in prompts]
+        self.vision_s = time.perf_counter() - began
         state = self._state(len(prompts), room)
         kept = np.empty((len(prompts), keep, self.config.text.vocab_size), np.float32)
         last = lengths[:, None] - keep + np.arange(keep)  # the positions [B, keep] that get logits
@@ -148,6 +151,10 @@ class OnnxSession:
     def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
         """See Session.decode."""
         return self.extend(tokens[:, None], cache)[:, 0]
+
+    def forget(self) -> None:
+        """See Session.forget."""
+        self.vision.forget()
 
     def _step(self, cache: Cache, size: int) -> Bound:
         """The arrays of a step of `size` tokens; made once for each size, so that no step allocates."""

@@ -84,6 +84,10 @@ class VisionTower:
             self._seen.popitem(last=False)
         return self._seen[media.digest]
 
+    def forget(self) -> None:
+        """Every media is new again."""
+        self._seen.clear()
+
     def _encode(self, media: Media) -> NDArray[np.float32]:
         """Features [1 + n, tokens, H] of one image or video."""
         runs = [self._graph.run(None, feeds, releasing())[0] for feeds in self.feeds(media)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ class ReferenceSession:
         if device != "cpu" and not torch.cuda.is_available():
             raise UserError(f"device {device}: this torch ({torch.__version__}) finds no GPU; expected cpu")
         self.model = _load(checkpoint, getattr(torch, dtype or compute_dtype(checkpoint, device)), device)
+        self.vision_s = 0.0
+        self.model.model.visual.forward = self._timed(self.model.model.visual.forward)
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
@@ -75,7 +78,7 @@ class ReferenceSession:
         positions, deltas = self.model.model.get_rope_index(
             mm_token_type_ids=torch.from_numpy(kinds), **tokens, **grids
         )
-        past = empty_cache(self.config.text.num_hidden_layers, capacity)
+        past, self.vision_s = empty_cache(self.config.text.num_hidden_layers, capacity), 0.0
         logits = self._run(positions, keep, past_key_values=past, **tokens, **media)
         cache_positions = lengths + deltas[:, 0].numpy()
         return logits, Cache(lengths, cache_positions, capacity, State(past, tokens["attention_mask"]))
@@ -100,6 +103,20 @@ class ReferenceSession:
     def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
         """See Session.decode."""
         return self.extend(tokens[:, None], cache)[:, 0]
+
+    def forget(self) -> None:
+        """See Session.forget. Nothing is remembered."""
+
+    def _timed(self, see: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            seen = see(*args, **kwargs)
+            if self.model.device.type == "cuda":  # which goes on in the background
+                torch.cuda.synchronize()
+            self.vision_s += time.perf_counter() - began
+            return seen
+
+        return timed
 
     def _run(self, positions: torch.Tensor, keep: int, **inputs: Any) -> NDArray[np.float32]:
         """Logits f32 [B, keep, V] for mRoPE positions [3, B, S]."""

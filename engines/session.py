@@ -17,9 +17,13 @@ from engines.processor import Inputs
 
 
 class Session(Protocol):
-    """A loaded model. Sequences of a batch may differ in length; padding is the session's own business."""
+    """A loaded model. Sequences of a batch may differ in length; padding is the session's own business.
+
+    vision_s: seconds that the last prefill spent on images and videos.
+    """
 
     config: ModelConfig
+    vision_s: float
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1
@@ -37,6 +41,9 @@ class Session(Protocol):
 
     def decode(self, tokens: NDArray[np.int64], cache: Cache) -> NDArray[np.float32]:
         """Append tokens int64 [B], one to each sequence; logits f32 [B, V] of what follows them."""
+
+    def forget(self) -> None:
+        """Drop what is remembered of images and videos: the next prompt is answered as a first one."""
 
 
 def open_session(directory: Path, *, threads: int | None = None, device: str = "cpu") -> Session:

@@ -20,6 +20,8 @@ END = 0
 class TableSession:
     """Logits of the next token are the row of the last one. Keeps a log of what it was asked."""
 
+    vision_s = 0.0
+
     def __init__(self, table: NDArray[np.floating]) -> None:
         self.table = table.astype(np.float32)
         text = SimpleNamespace(max_position_embeddings=10_000, vocab_size=len(table))
@@ -27,6 +29,10 @@ class TableSession:
         self.batches: list[list[int]] = []
         self.decoded = 0
         self.extended: list[int] = []
+        self.forgotten = 0
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
     def prefill(
         self, prompts: Sequence[Inputs], *, capacity: int, keep: int = 1

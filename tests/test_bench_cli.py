@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import commands
+from bench import commands, timing
 from bench.__main__ import main
 from bench.accuracy import read_observations
 from bench.gate import Gate
@@ -48,7 +48,8 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
             raise UserError(f"{directory} is no model")
         return TableSession(chain(tables[directory.name]))
 
-    monkeypatch.setattr(commands, "open_session", open_fake)
+    for module in (commands, timing):
+        monkeypatch.setattr(module, "open_session", open_fake)
     monkeypatch.setattr(commands.Processor, "load", lambda directory: NumberProcessor())
     monkeypatch.setattr(
         commands,
@@ -92,8 +93,10 @@ def test_latency_of_several_with_ratio_to_the_first(
     document = last_line(capsys)
     assert [arm["path"] for arm in document["arms"]] == folders
     assert document["arms"][0]["e2e_ratio"] == {"estimate": 1.0, "low": 1.0, "high": 1.0}
+    assert document["noise"]["low"] <= document["noise"]["estimate"] <= document["noise"]["high"]
+    assert [part["slice"] for part in document["arms"][1]["slices"]][:2] == ["all", "no image"]
     for arm in document["arms"]:
-        assert arm["ttft_ms"]["p50"] <= arm["ttft_ms"]["p95"]
+        assert arm["ttft_ms"]["p50"] <= arm["ttft_ms"]["p95"] <= arm["ttft_ms"]["p99"]
         assert arm["e2e_ratio"]["low"] <= arm["e2e_ratio"]["estimate"] <= arm["e2e_ratio"]["high"]
 
 
@@ -112,6 +115,7 @@ def test_compare_exits_by_verdict(
 ) -> None:
     """Each task of this suite has one answer, so guessing would be perfect; that is not asked for here."""
     line = ["compare", str(models["base"]), str(models[candidate]), "--suite", str(suite), "--items", items]
+    line += ["--accuracy-margin", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.noninferiority.guess_rate", lambda answers: 0.0)
         assert main([*line, *SMALL, "--latency-ratio", "1000", "--json"]) == code
@@ -176,6 +180,8 @@ def test_a_folder_against_itself_has_one_digest(models: dict[str, Path], tmp_pat
         (["accuracy", "/nonexistent", "--suite", "macro"], "no suite 'macro'"),
         (["compare", "/nonexistent", "/nonexistent", "--accuracy-margin", "-1"], "accuracy_margin is -1"),
         (["plan-n", "--margin", "2", "--loss", "2"], "expected 0 <= loss < margin"),
+        (["latency", "/nonexistent", "--batch", "25"], "expected --requests 25"),
+        (["open-loop", "http://a", "http://a/v1"], "a server is named twice"),
         (["plan-n", "--flips", "1", "--loss", "1.5"], "loss <= flips"),
     ],
 )
@@ -196,6 +202,7 @@ def test_bad_input_is_one_line_and_exit_1(
         ["accuracy"],
         ["accuracy", "x", "--items", "0"],
         ["latency", "x", "--output-tokens", "1"],
+        ["latency", "x", "--price-per-hour", "0"],
         ["plan-n", "--power", "1"],
         ["plan-n", "--confidence", "sure"],
         ["macro"],

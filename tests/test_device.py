@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench.latency import here, measure
+from bench.arms import here
+from bench.latency import measure
 from engines import device
 from engines.device import Usage, Watch, find_gpu
 from tests.fakes import END, NumberProcessor, TableSession

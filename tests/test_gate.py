@@ -15,7 +15,9 @@ from bench.fidelity import Fidelity
 from bench.gate import Check, Gate, Limits, Measurements, Verdict, gate
 from bench.latency import Timing
 
-NOTHING = Limits(accuracy_margin=None, max_bytes=None, max_peak_memory_bytes=None)
+NOTHING = Limits(
+    accuracy_margin=None, ttft_p50_ratio=None, e2e_ratio=None, max_bytes=None, max_peak_memory_bytes=None
+)
 ANSWERS = ("red", "green", "blue", "black", "white")
 
 
@@ -187,10 +189,15 @@ LATENCY = {
 
 def latency(ratio: float, limit: str, value: float = 1.1, **changes: Any) -> Check:
     measured = Measurements(
-        "a", "b", baseline_timings=timings(1.0), candidate_timings=timings(ratio, seed=1, **changes)
+        "a",
+        "b",
+        baseline_timings=timings(1.0),
+        again_timings=timings(1.0, seed=2),
+        candidate_timings=timings(ratio, seed=1, **changes),
     )
-    if changes.get("requests"):
-        measured = replace(measured, baseline_timings=timings(1.0, requests=changes["requests"]))
+    if few := changes.get("requests"):
+        first, second = timings(1.0, requests=few), timings(1.0, requests=few, seed=2)
+        measured = replace(measured, baseline_timings=first, again_timings=second)
     return only(gate(measured, NOTHING.model_copy(update={limit: value})))
 
 
@@ -222,7 +229,9 @@ def test_unequal_work_is_no_evidence(changes: dict[str, Any]) -> None:
 
 def test_holes_in_the_timings_are_no_evidence() -> None:
     whole = timings(1.0)
-    measured = Measurements("a", "b", baseline_timings=whole, candidate_timings=whole[:-1])
+    measured = Measurements(
+        "a", "b", baseline_timings=whole, again_timings=whole, candidate_timings=whole[:-1]
+    )
     check = only(gate(measured, NOTHING.model_copy(update={"e2e_ratio": 1.1})))
     assert (check.verdict, "47 timings" in check.reason) == (Verdict.FAIL, True)
 
@@ -232,7 +241,7 @@ def test_budgets_are_hard(size: int, verdict: Verdict) -> None:
     measured = Measurements(
         "a", "b", bytes=size, peak_memory_bytes=size, memory_at=(2048, 1), baseline_bytes=7
     )
-    result = gate(measured, Limits(accuracy_margin=None))
+    result = gate(measured, Limits(accuracy_margin=None, ttft_p50_ratio=None, e2e_ratio=None))
     assert [check.verdict for check in result.checks] == [verdict] * 2
     assert result.checks[0].delta == size - 7
     assert result.checks[1].slice == "context 2048 x batch 1"
@@ -240,7 +249,7 @@ def test_budgets_are_hard(size: int, verdict: Verdict) -> None:
 
 def test_memory_measured_under_other_conditions_is_no_evidence() -> None:
     measured = Measurements("a", "b", peak_memory_bytes=1, memory_at=(512, 1))
-    check = only(gate(measured, Limits(accuracy_margin=None, max_bytes=None)))
+    check = only(gate(measured, NOTHING.model_copy(update={"max_peak_memory_bytes": 6_000_000_000})))
     assert (check.verdict, "not measured at context 2048" in check.reason) == (Verdict.FAIL, True)
 
 
@@ -309,8 +318,13 @@ def test_tasks_are_shown_without_a_verdict() -> None:
 
 def test_a_gate_survives_json() -> None:
     result = gate(
-        replace(answers(400, 0.02, 0.02), baseline_timings=timings(1), candidate_timings=timings(1)),
-        Limits(e2e_ratio=1.1),
+        replace(
+            answers(400, 0.02, 0.02),
+            baseline_timings=timings(1),
+            again_timings=timings(1),
+            candidate_timings=timings(1),
+        ),
+        Limits(),
     )
     assert Gate.model_validate_json(result.model_dump_json()) == result
     assert result.model_dump()["waivers"] == []

@@ -5,21 +5,31 @@ from __future__ import annotations
 import gc
 import multiprocessing
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bench import arms as timed
 from bench import latency
-from bench.latency import Arm, Timing, here, in_a_process, measure, of_arm, order, summarize, table
+from bench.arms import Arm, Stamps, here, in_a_process
+from bench.gate import Limits, Measurements, gate
+from bench.latency import AGAIN, Timing, measure, of_arm, order, summarize, table
 from bench.records import read_records, write_records
 from engines.errors import UserError
 from engines.processor import Processor
 from tests.fakes import END, NumberProcessor, TableSession, chain
 
 ARMS = ["a", "b", "c"]
+
+
+@pytest.fixture(autouse=True)
+def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "SETTLE_S", 0.0)
 
 
 def requests(n: int) -> list[Any]:
@@ -61,10 +71,87 @@ def test_all_arms_do_equal_work_past_the_end_of_the_answer() -> None:
         assert session.batches[:2] == [[3], [4]]
 
 
+def test_every_picture_is_new_to_every_arm() -> None:
+    """Or the second repeat would be spared what the first request about a picture costs."""
+    models = sessions()
+    measure(arms(models), requests(4), output_tokens=2, repeats=3, warmup=2)
+    assert [session.forgotten for session in models.values()] == [4 * 3 + 2] * 3
+
+
+def scripted(*scales: float) -> Arm:
+    """Takes 30 ms for vision, 70 for the rest of the first token and 50 for each further one, times one of
+    the scales in turn."""
+    scale = cycle(scales)
+
+    def answer(prompts: Sequence[Any], count: int) -> Stamps:
+        s = next(scale) / 1e3
+        return Stamps(1.0, [1.0 + s * (100 + 50 * i) for i in range(count)], 30 * s)
+
+    return answer
+
+
+def test_phases_are_told_apart() -> None:
+    row = measure({"a": scripted(1.0)}, requests(1), output_tokens=3, repeats=1)[0]
+    found = (row.ttft_ms, row.vision_ms, row.prefill_ms, row.itl_ms, row.e2e_latency_ms)
+    assert found == pytest.approx((100, 30, 70, 50, 200))
+
+
+def test_batches_are_requests_together() -> None:
+    """Five requests in twos: two batches, the fifth is left over. By hand: 2 x 3 tokens in 200 ms."""
+    rows = measure({"a": scripted(1.0)}, requests(5), output_tokens=3, repeats=2, batches=(1, 2))
+    pairs = [row for row in rows if row.batch == 2]
+    assert [(row.request, row.repeat, row.prompt_tokens) for row in pairs] == [
+        (0, 0, 3 + 4),
+        (0, 1, 3 + 4),
+        (1, 0, 5 + 6),
+        (1, 1, 5 + 6),
+    ]
+    assert pairs[0].output_tokens_per_s == pytest.approx(30)
+    assert table(of_arm(rows, "a"), "ttft_ms").shape == (5, 2)  # one at a time, all of them
+
+
+def test_all_is_repeated_until_it_is_steady() -> None:
+    looks: list[int] = []
+
+    def steady(timings: Sequence[Timing]) -> bool:
+        looks.append(len(timings))
+        return len(looks) == 2
+
+    rows = measure({"a": scripted(1.0)}, requests(3), repeats=2, most_repeats=8, steady=steady)
+    assert looks == [6, 12]
+    assert table(rows, "ttft_ms").shape == (3, 4)
+    endless = measure({"a": scripted(1.0)}, requests(3), repeats=2, most_repeats=6, steady=lambda rows: False)
+    assert table(endless, "ttft_ms").shape == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("again", "candidate", "verdict"),
+    [
+        ((1.0,), (1.0,), "PASS"),
+        ((1.0,), (1.3,), "FAIL"),
+        ((1.3,), (1.3,), "INCONCLUSIVE"),  # the second process of the baseline is slower: so may any be
+        ((0.5, 0.5, 2.0, 2.0), (1.0,), "INCONCLUSIVE"),
+        ((0.5, 0.5, 2.0, 2.0), (9.0,), "INCONCLUSIVE"),
+    ],
+)
+def test_planted_arms_get_their_verdict(
+    again: tuple[float, ...], candidate: tuple[float, ...], verdict: str
+) -> None:
+    planted = {"a": scripted(1.0), "a" + AGAIN: scripted(*again), "b": scripted(*candidate)}
+    rows = measure(planted, requests(12), output_tokens=3, repeats=2, warmup=0)
+    limits = Limits(accuracy_margin=None, itl_p50_ratio=1.15, max_bytes=None, max_peak_memory_bytes=None)
+    sides = [of_arm(rows, arm) for arm in planted]
+    judged = gate(
+        Measurements("a", "b", baseline_timings=sides[0], again_timings=sides[1], candidate_timings=sides[2]),
+        limits,
+    )
+    assert [check.verdict for check in judged.checks] == [verdict] * 3
+
+
 def test_figures_follow_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that counts 0, 1, 4, 9, 16 ... ms: first token after 1, then 3, 5, 7."""
     ticks = iter(i * i / 1e3 for i in range(1000))
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(timed.time, "perf_counter", lambda: next(ticks))
     row = measure(arms(sessions(["a"])), requests(1), output_tokens=4, repeats=1, warmup=0)[0]
     assert (row.ttft_ms, row.itl_ms, row.e2e_latency_ms) == pytest.approx((1, 5, 16))
     assert row.output_tokens_per_s == pytest.approx(4 / 0.016)
@@ -114,6 +201,7 @@ def test_summary_by_arm() -> None:
     assert found["a"]["ttft_ms"] == {
         "p50": 10.5,
         "p95": pytest.approx(np.quantile([0, 1, 10, 11, 20, 21], 0.95)),
+        "p99": pytest.approx(np.quantile([0, 1, 10, 11, 20, 21], 0.99)),
     }
     assert found["b"]["ttft_ms"]["p50"] == 21
     assert of_arm(both, "a") == rows()
@@ -147,4 +235,4 @@ def test_an_arm_that_dies_is_told_of(micro_checkpoint: Path) -> None:
     with in_a_process(micro_checkpoint) as answer:
         multiprocessing.active_children()[0].kill()
         with pytest.raises(UserError, match="ended with code -9"):
-            answer(inputs, 2)
+            answer([inputs], 2)

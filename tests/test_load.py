@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from bench.__main__ import main
-from bench.load import PICTURES, Load, Tally, _body, run
+from bench.client import PICTURES, Load
+from bench.load import Tally, _body, run
 
 CHUNKS: list[dict[str, Any]] = [
     {"choices": [{"delta": {"role": "assistant", "content": ""}}]},

@@ -19,7 +19,9 @@ from bench.tables import gate_table
 from bench.verdict import Check, Waiver
 from bench.waivers import waive
 
-NOTHING = Limits(accuracy_margin=None, max_bytes=None, max_peak_memory_bytes=None)
+NOTHING = Limits(
+    accuracy_margin=None, ttft_p50_ratio=None, e2e_ratio=None, max_bytes=None, max_peak_memory_bytes=None
+)
 
 
 def limits(**changes: Any) -> Limits:

@@ -48,6 +48,7 @@ def variant(name: str, wrong: int, ratio: float | None = None, **limits: Any) ->
         baseline_answers=answers(10),
         candidate_answers=answers(wrong),
         baseline_timings=timings("fp16", 1.0),
+        again_timings=timings("fp16", 1.0),
         candidate_timings=timed,
         bytes=4_000_000,
         peak_memory_bytes=9_000_000_000 if name == "huge" else 500_000_000,

@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers.utils import logging
 
+from bench.resources import question
 from engines.checkpoint import Checkpoint
 from engines.errors import UserError
 from engines.export import export
@@ -62,6 +63,22 @@ def test_keep_gives_the_last_positions(session: Session) -> None:
     assert every.shape == (1, 7, session.config.text.vocab_size)
     assert every.dtype == some.dtype == np.float32
     np.testing.assert_allclose(some[0], every[0, -2:], atol=1e-4)
+
+
+def test_pictures_are_timed_and_forgotten(session: Session) -> None:
+    shown = question(session.config, 60)
+    session.forget()
+    first, _ = session.prefill([shown], capacity=61)
+    took = session.vision_s
+    assert took > 0
+    session.prefill([LONG], capacity=7)
+    assert session.vision_s < took
+    if isinstance(session, OnnxSession):
+        assert session.vision(shown).remembered == 1
+        session.forget()
+        assert session.vision(shown).remembered == 0
+    again, _ = session.prefill([shown], capacity=61)
+    np.testing.assert_array_equal(first, again)
 
 
 def test_decode_continues_as_a_longer_prompt_would(session: Session) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import yaml
 
+from bench.breakdown import figure
 from bench.latency import METRICS, Timing, of_arm, summarize
+from bench.power import sentence
 from bench.records import read_records
 from bench.resources import human_size
+from bench.verdict import Row
 from engines.artifact import Manifest
 
 CARD = "README.md"
@@ -80,11 +83,13 @@ def _results(folder: Path, manifest: Manifest, gate: Json) -> str:
     lines += ["| metric | slice | baseline | this variant | difference (interval) | limit | n | verdict |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     lines += [_row(check) for check in [*gate.get("checks", []), *gate.get("slices", [])]]
+    rows = [Row.model_validate(row) for row in gate.get("observed", [])]
     timings = folder / "evidence" / "latency.jsonl"
     if timings.is_file():
         mine = of_arm(read_records(timings, Timing), str(manifest.variant))
         if mine:
             lines += ["", _latency(mine)]
+            lines += [f"\nOne at a time: {sentence(rows)}."] if rows else []
     needs = manifest.requires
     if needs.get("memory_bytes"):
         at = f"{needs['context']:,} tokens x {needs['batch']}"
@@ -117,8 +122,9 @@ def _row(check: Json) -> str:
 def _latency(timings: list[Timing]) -> str:
     found = summarize(timings)[timings[0].arm]
     tokens = sum(timing.prompt_tokens for timing in timings) // len(timings)
-    figures = ", ".join(f"{name} {found[name]['p50']:.4g} (p95 {found[name]['p95']:.4g})" for name in METRICS)
-    return f"One request alone, {tokens} tokens in and {timings[0].output_tokens} out, medians: {figures}."
+    figures = ", ".join(f"{name} {figure(found[name])}" for name in METRICS)
+    sizes = f"{tokens} tokens in and {timings[0].output_tokens} out"
+    return f"One request alone, {sizes}, p50 / p95 / p99: {figures}."
 
 
 def _quantization(folder: Path, manifest: Manifest) -> str:

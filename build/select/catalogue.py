@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from bench.accuracy import Observation, read_observations
-from bench.latency import Timing
+from bench.latency import Timing, of_arm
 from bench.records import read_records
 from build.release.verdict import refusal
 from engines.artifact import MANIFEST, Manifest
@@ -72,7 +72,7 @@ class Published:
         """Its own requests, answered one at a time; none of a checkpoint, which other engines run."""
         path = self._evidence("latency.jsonl")
         found = read_records(path, Timing) if path.is_file() else []
-        return [timing for timing in found if timing.arm == self.variant]
+        return of_arm(found, self.variant)
 
     @property
     def measured_on(self) -> str:

@@ -9,8 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engines.device import open_nvml
-
-SYSTEM = Path("/sys/class")
+from engines.sensors import SYSTEM, energies, temperatures
 
 
 class Thermals(Collector):
@@ -23,13 +22,11 @@ class Thermals(Collector):
         """Read anew for every scrape; what is absent or not ours to read is left out."""
         power = GaugeMetricFamily("arm_device_power_watts", "By GPU.", labels=["gpu"])
         heat = GaugeMetricFamily("arm_device_temperature_celsius", "By thermal zone.", labels=["zone"])
-        for zone in sorted(self._system.glob("thermal/thermal_zone*")):
-            if (value := _number(zone / "temp")) is not None:
-                heat.add_metric([_line(zone / "type") or zone.name], value / 1000)
+        for zone, celsius in temperatures(self._system).items():
+            heat.add_metric([zone], celsius)
         energy = CounterMetricFamily("arm_device_energy_joules", "By power domain.", labels=["domain"])
-        for domain in sorted(self._system.glob("powercap/*:*")):
-            if (value := _number(domain / "energy_uj")) is not None:
-                energy.add_metric([_line(domain / "name") or domain.name], value / 1e6)
+        for domain, joules in energies(self._system).items():
+            energy.add_metric([domain], joules)
         if nvml := open_nvml():
             for index in range(nvml.nvmlDeviceGetCount()):
                 gpu = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -37,18 +34,3 @@ class Thermals(Collector):
                 celsius = nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)
                 heat.add_metric([f"gpu{index}"], celsius)
         yield from (heat, energy, power)
-
-
-def _line(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> float | None:
-    line = _line(path)
-    try:
-        return float(line) if line else None
-    except ValueError:
-        return None

@@ -20,7 +20,8 @@ import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 
-from bench.load import Load, _request, run
+from bench.client import Load, request
+from bench.load import run
 from engines.config import ModelConfig
 from engines.onnx_vision import UNSEEN, VisionTokens
 from engines.processor import Inputs, Processor
@@ -80,7 +81,7 @@ def serve(listener: socket.socket, streams: int, vocabulary: int) -> None:
 
 def spent(load: Load) -> tuple[float, float]:
     """Processor seconds and tokens of the arm so far."""
-    with _request(load, "GET", "/metrics") as response:
+    with request(load, "GET", "/metrics") as response:
         lines = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
     return float(lines["process_cpu_seconds_total"]), float(lines["arm_output_tokens_total"])
 
