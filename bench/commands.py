@@ -119,7 +119,7 @@ def divergence(options: Namespace) -> int:
 
     items = load_suite(options.suite, options.items, options.seed)
     pair = (options.baseline, options.candidate)
-    found = first_divergence(*pair, items=items, threads=options.threads, progress=_progress("prompts"))
+    found = first_divergence(*pair, items=items, threads=options.threads, progress=progress("prompts"))
     shown = divergence_table(found)
     show(shown, {"baseline": str(pair[0]), "candidate": str(pair[1]), **found.document()}, options)
     return EXIT["PASS" if found.place is None else "FAIL"]
