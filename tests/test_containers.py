@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.images import Dockerfile, Image, Mount, enter, require_namespaces
 from tests.live_arm import built
 
-PATIENCE_S = 120
+PATIENCE_S = 300  # on a machine that has other work
 PROGRAMS = Path(sys.executable).parent  # where packages put theirs
 TOKEN = "sesame"
 
@@ -214,7 +214,7 @@ class Stack:
         end = time.monotonic() + PATIENCE_S
         while not holds():
             assert time.monotonic() < end, "it took too long"
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     def _image(self, service: Mapping[str, Any]) -> Image:
         if "build" in service:
