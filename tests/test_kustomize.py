@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from build.__main__ import parser
 from serve.__main__ import main
 from tests.conftest import ROOT
 from tests.manifests import hold_together, of_kind, validate
@@ -62,6 +65,17 @@ def test_all_of_it_is_valid_and_belongs_together(documents: list[dict[str, Any]]
             assert volume.get("configMap", {"name": "router-policy"})["name"] in configs
         images += [container["image"] for container in spec["containers"]]
     assert all(":" in image for image in images), "each image has a version"
+
+
+def test_variants_are_pulled_to_where_arms_find_them(documents: list[dict[str, Any]]) -> None:
+    (job,) = of_kind(documents, "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (line,) = re.findall(r"python -m build (.*)", container["args"][0])
+    asked = parser().parse_args(shlex.split(line))
+    mounts = {mount["name"]: Path(mount["mountPath"]) for mount in container["volumeMounts"]}
+    assert (asked.command, asked.out, asked.key.parent) == ("pull", mounts["artifacts"], mounts["key"])
+    policy = yaml.safe_load((TREE / "base" / "policy.yaml").read_text())
+    assert len(container["env"]) == len(policy["arms"])
 
 
 def test_routes_lead_to_the_router(documents: list[dict[str, Any]]) -> None:
