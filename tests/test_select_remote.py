@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from build.__main__ import main
 from build.forecast import Machine
+from build.release.modelpack import ARTIFACT
 from build.release.reference import Reference
 from build.release.registry import MANIFEST, Registry
 from build.select import devices
@@ -37,7 +39,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             artifact = publish_variant(folder / "new", variant, **facts)  # type: ignore[arg-type]
             assert main(["publish", str(artifact), "--to", address]) == 0
         with Registry(Reference.parse(address)) as registry:
-            registry.put_manifest("image", {"mediaType": MANIFEST, "schemaVersion": 2, **nothing(registry)})
+            plain = {"mediaType": MANIFEST, "schemaVersion": 2, **nothing(registry)}
+            registry.put_manifest("image", plain)
+            registry.put_manifest("other", plain | {"artifactType": ARTIFACT, "annotations": {}})
             for tag in ("older", "onnx-fp16", "gptq-int4-onnx"):
                 stored = registry.manifest(tag)
                 assert stored
@@ -69,7 +73,8 @@ def test_the_choice_is_made_without_weights(shelf: str, capsys: pytest.CaptureFi
     row = next(row for row in found["reasons"] if row["variant"] == "gptq-int4-onnx")
     assert row["latency"] == {"e2e_latency_ms": 10, "ttft_ms": 2.5, "provenance": "measured here"}
     assert row["accuracy"]["percent"] == 94
-    assert "image is left out: not a model" in said.err
+    assert re.search(r"image is left out: .* expected a model", said.err)
+    assert re.search(r"other is left out: .* expected MODEL/VARIANT", said.err)
     assert "is left out: an older qwen3-vl-micro/gptq-int4-onnx" in said.err
     assert len(found["reasons"]) == 2
     assert main(["select", "--catalogue", shelf, "--device", "cpu", "--objective", "accuracy"]) == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +29,15 @@ READ = {MANIFEST, "config.json", "generation_config.json", ENGINE_FACTS}
 READ |= {
     f"evidence/{name}" for name in ("gate.json", "environment.json", "observations.jsonl", "latency.jsonl")
 }
-Found = dict[Path, tuple[str, dict[str, Any]]]  # by <model>/<variant>: where it is, and its manifest there
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A variant in a registry: where, since when, and the layers that are read, by file."""
+
+    reference: str
+    created: str
+    layers: dict[str, dict[str, Any]]
 
 
 @contextmanager
@@ -48,48 +57,44 @@ def catalogue_at(where: str, model: str | None) -> Iterator[list[Published]]:
             raise UserError(f"{where} has no variant; expected tags that `python -m build publish` made")
         root = Path(folder)
         _fetch(registry, found, root)
-        yield read_catalogue(root, model, {root / path: reference for path, (reference, _) in found.items()})
+        yield read_catalogue(root, model, {root / path: stored.reference for path, stored in found.items()})
 
 
-def _variants(registry: Registry) -> Found:
-    """Of several that call themselves the same, the one made last."""
-    reference, found = registry.reference, Found()
+def _variants(registry: Registry) -> dict[Path, Stored]:
+    """By <model>/<variant>; of several that call themselves the same, the one made last."""
+    reference, found = registry.reference, dict[Path, Stored]()
     for tag in [reference.last] if reference.tag or reference.digest else registry.tags():
-        stored = registry.manifest(tag)
-        if stored is None:
+        manifest = registry.manifest(tag)
+        if manifest is None:
             raise UserError(f"{reference.host}/{reference.repository} has no {tag}")
-        content, document = stored
+        content, document = manifest
         name = reference.at(digest_of(content))
-        if document.get("artifactType") != modelpack.ARTIFACT:
-            print(f"{tag} is left out: not a model", file=sys.stderr)
+        try:
+            layers, path = modelpack.files(document, name), modelpack.folder(document, name)
+            if MANIFEST not in layers:
+                raise UserError(f"{name} has no {MANIFEST}: another tool made it")
+        except UserError as error:
+            print(f"{tag} is left out: {error}", file=sys.stderr)
             continue
-        path = modelpack.folder(document, name)
-        known = found.get(path)
-        if known and known[0] != name:
-            older = tag if _created(document) < _created(known[1]) else known[0]
-            print(f"{older} is left out: an older {path}", file=sys.stderr)
-        if known is None or _created(document) > _created(known[1]):
-            found[path] = name, document
+        created = str(document["annotations"].get("org.opencontainers.image.created", ""))
+        stored = Stored(name, created, {file: layers[file] for file in READ & layers.keys()})
+        known = found.get(path, stored)
+        if known.reference != name:
+            older = min(known, stored, key=lambda one: one.created)
+            print(f"{older.reference} is left out: an older {path}", file=sys.stderr)
+        found[path] = max(known, stored, key=lambda one: one.created)
     return found
 
 
-def _created(document: dict[str, Any]) -> str:
-    return str(document.get("annotations", {}).get("org.opencontainers.image.created", ""))
-
-
-def _fetch(registry: Registry, found: Found, root: Path) -> None:
+def _fetch(registry: Registry, found: dict[Path, Stored], root: Path) -> None:
     """Puts what is read of each variant at `root`/<model>/<variant>."""
-    layers = {
-        path: {file: entry for file, entry in modelpack.files(document, name).items() if file in READ}
-        for path, (name, document) in found.items()
-    }
     blobs = {
         str(entry["digest"]): (file, int(entry["size"]))
-        for entries in layers.values()
-        for file, entry in entries.items()
+        for stored in found.values()
+        for file, entry in stored.layers.items()
     }
     with transfers("catalogue", sum(size for _, size in blobs.values())) as report:
         download_blobs(registry, blobs, root / ".blobs", report)
-    for path, entries in layers.items():
-        for file, entry in entries.items():
+    for path, stored in found.items():
+        for file, entry in stored.layers.items():
             link_or_copy(root / ".blobs" / str(entry["digest"]).removeprefix("sha256:"), root / path / file)

@@ -35,6 +35,7 @@ class Router:
         self.log = log
         self.metrics = Metrics()
         self.observers: list[Callable[[Record], None]] = [self.metrics.observe, log.write]
+        self._ended: list[Record] = []  # of which nobody was told yet
         self.closing = False
         self.room = sys.maxsize  # for clients, whatever the policy says
         self.watched: dict[Watched, None] = {}  # a set of thousands would take four times the memory
@@ -53,9 +54,17 @@ class Router:
                 arm.retire()
 
     def observe(self, record: Record) -> None:
-        """A request has ended."""
+        """A request has ended. Observers are told on the loop's next turn, of all that ended in this one:
+        answers go first, and the same code again and again costs half as much."""
+        if not self._ended:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._ended.append(record)
+
+    def _tell(self) -> None:
+        ended, self._ended = self._ended, []
         for observer in self.observers:
-            observer(record)
+            for record in ended:
+                observer(record)
 
     async def sweep(self) -> None:
         """Ends what has waited too long. One look at all of them costs less than a timer for each.
@@ -84,5 +93,6 @@ class Router:
             one.cut()
         while self.watched:  # each leaves when its end is logged
             await asyncio.sleep(0.01)
+        self._tell()
         for arm in self.live.arms.values():
             arm.retire()
