@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bench.breakdown import PHASES, figure
+from bench.examples import Example
 from bench.power import sentence
 from bench.resources import human_size
+from bench.slices import slice_table
 from bench.verdict import Row
 
+LONGEST = 60_000  # characters of a comment on GitHub are 65,536 at most
 
-def markdown(summary: dict[str, Any]) -> str:
-    """One row for each variant, and a line for every check against one, and for every waiver."""
+
+def markdown(summary: dict[str, Any], examples: Sequence[Example] = ()) -> str:
+    """One row for each variant, a line for every check against one and for every waiver; folded below, every
+    task in numbers and some items that are answered differently.
+    """
     lines = [
         f"### {summary['model']}: {summary['verdict']}",
+        "",
+        summary["sentence"],
         "",
         "| variant | verdict | points against the baseline | end-to-end ratio | on disk | peak memory |",
         "|---|---|---|---|---|---|",
@@ -37,7 +46,47 @@ def markdown(summary: dict[str, Any]) -> str:
             for waiver in variant["waivers"]
         ]
     lines += _phases(summary["variants"])
-    return "\n".join(lines + ([""] if against else []) + against) + "\n"
+    told = "\n".join(lines + ([""] if against else []) + against) + "\n"
+    for folded in (_slices(summary["variants"]), _examples(examples)):
+        told += folded if len(told) + len(folded) < LONGEST else ""
+    return told
+
+
+def _slices(variants: Sequence[dict[str, Any]]) -> str:
+    """Points gained or lost by every variant on every task; bold where a loss is shown."""
+    rows = {v["name"]: [Row.model_validate(row) for row in v["slices"]] for v in variants}
+    table = slice_table(rows)
+    if table is None:
+        return ""
+    lost = sum(any(cell.kind == "FAIL" for cell in cells) for *_, cells in table.rows)
+    lines = [
+        f"| task | items | baseline % | {' | '.join(f'`{name}`' for name in table.variants)} |",
+        "|---" * (3 + len(table.variants)) + "|",
+    ]
+    for task, n, scored, cells in table.rows:
+        told = [f"**{cell.text}**" if cell.kind == "FAIL" else cell.text for cell in cells]
+        lines.append(f"| {task} | {n} | {scored} | {' | '.join(told)} |")
+    return _folded(f"Every task in points: a loss is shown on {lost} of {len(table.rows)} (bold)", lines)
+
+
+def _examples(examples: Sequence[Example]) -> str:
+    lines = []
+    for example in examples:
+        lines.append(f"- {example.task}: {_plain(example.question)} Right: {_plain(example.expected)}")
+        for answer in example.answers:
+            names = ", ".join(f"`{name}`" for name in answer.names)
+            lines.append(f"  - {names} ({100 * answer.score:.0f} %): {_plain(answer.text) or '(nothing)'}")
+    return _folded("Where answers differ (pictures are in report.html)", lines) if lines else ""
+
+
+def _folded(title: str, lines: Sequence[str]) -> str:
+    return "\n".join(["", f"<details><summary>{title}</summary>", "", *lines, "", "</details>", ""])
+
+
+def _plain(text: str) -> str:
+    """A model's words as code, so that none of them is markup."""
+    words = " ".join(text.split()).replace("`", "'")
+    return f"`{words}`" if words else ""
 
 
 def _phases(variants: list[dict[str, Any]]) -> list[str]:
