@@ -38,7 +38,8 @@ def judged(
             "int4",
             {},
             "int4 may replace the baseline: it loses 0.7 points of accuracy (2.0 at worst, 5 allowed), "
-            "takes 0.50 of the baseline's time (0.50 at worst, 1.1 allowed), 4 MB on disk, 500 MB of memory at most.",
+            "takes 0.50 of the baseline's time (0.50 at worst, 1.1 allowed), 4 MB on disk, "
+            "500 MB of memory at most.",
         ),
         ("int4", {"wrong": 8}, "int4 may replace the baseline: it loses no accuracy (0."),
         ("int4", {"slice_margin": 20.0}, "none of 3 slices loses more than 1.0 points."),
