@@ -108,7 +108,8 @@ def test_the_summary_for_a_pull_request() -> None:
     row = {"metric": "accuracy", "unit": "points", "baseline": 90.0, "candidate": 80.0, "n": 20}
     lost = row | {"slice": "ocr", "delta": -10.0, "ci_low": -20.0, "ci_high": -1.0}
     kept = row | {"slice": "count", "delta": 0.0, "ci_low": -9.0, "ci_high": 9.0}
-    variants = [a | {"waivers": [waiver], "slices": [kept, lost]}, b | {"waivers": [], "slices": []}]
+    a |= {"waivers": [waiver], "slices": [kept, lost]}
+    variants = [x | {"latency": [], "observed": []} for x in (a, b | {"waivers": [], "slices": []})]
     summary = {"model": "m", "verdict": "FAIL", "sentence": "None of it.", "variants": variants}
     said = (Answer(("fp16",), "7", 1.0, True), Answer(("a", "c"), "`*x*`\n|", 0.0, False))
     example = Example("id", "ocr", "What is\n\nit?", "7", ("data:",), True, 0, said)

@@ -309,7 +309,10 @@ def test_attributes_and_text_are_escaped() -> None:
 
 def test_a_waived_check_and_its_waiver_are_on_the_page(tmp_path: Path) -> None:
     waiver = {"check": "accuracy", "reason": "known & accepted until then", "expires": "2999-01-01"}
-    shown = [variant("fp16", 10, 1.0, accuracy_margin=None), variant("worse", 60, waivers=[waiver])]
+    shown = [
+        variant("fp16", 10, 1.0, accuracy_margin=None),
+        variant("worse", 60, ttft_p50_ratio=None, e2e_ratio=None, waivers=[waiver]),
+    ]
     assert shown[1].gate.verdict == "PASS"
     write_report(summary(shown), shown, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

@@ -22,12 +22,15 @@ def judged(
         baseline_answers=answers(10),
         candidate_answers=answers(wrong),
         baseline_timings=timings("fp16", 1.0),
+        again_timings=timings("fp16", 1.0),
         candidate_timings=timings(name, ratio),
         bytes=size,
         peak_memory_bytes=500_000_000,
         memory_at=(2048, 1),
     )
-    return gate(measured, Limits(**{"accuracy_margin": 5.0, "e2e_ratio": 1.1} | limits))
+    return gate(
+        measured, Limits(**{"accuracy_margin": 5.0, "ttft_p50_ratio": None, "e2e_ratio": 1.1} | limits)
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_waivers_and_missing_devices_are_told() -> None:
     elsewhere = Measurements(
         "fp16", "trt", unmeasured={"accuracy": "no GPU of sm89 in this machine"}, bytes=5
     )
-    limits = Limits(max_peak_memory_bytes=None)
+    limits = Limits(max_peak_memory_bytes=None, ttft_p50_ratio=None, e2e_ratio=None)
     assert (
         sentence("trt", gate(elsewhere, limits))
         == "trt is not measured here: no GPU of sm89 in this machine."
