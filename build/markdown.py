@@ -12,6 +12,7 @@ from bench.resources import human_size
 from bench.slices import slice_table
 from bench.verdict import Row
 
+LISTED = 6  # checks against one variant
 LONGEST = 60_000  # characters of a comment on GitHub are 65,536 at most
 
 
@@ -29,17 +30,19 @@ def markdown(summary: dict[str, Any], examples: Sequence[Example] = ()) -> str:
     ]
     against = []
     for variant in summary["variants"]:
-        checks = {check["metric"]: check for check in variant["checks"]}
+        checks = {check["metric"]: check for check in variant["checks"] if check.get("slice", "all") == "all"}
         peak = variant["peak_memory_bytes"]
         cells = [f"`{variant['name']}`", variant["verdict"]]
         cells += [_figure(checks.get("accuracy")), _figure(checks.get("e2e_latency_ms"))]
         cells += [human_size(variant["bytes"]), human_size(peak) if peak else "-"]
         lines.append(f"| {' | '.join(cells)} |")
+        failed = [check for check in variant["checks"] if check["verdict"] in ("FAIL", "INCONCLUSIVE")]
         against += [
-            f"- `{variant['name']}` {check['metric']}: {check['verdict']}, {check['reason']}"
-            for check in variant["checks"]
-            if check["verdict"] in ("FAIL", "INCONCLUSIVE")
+            f"- `{variant['name']}` {_name(check)}: {check['verdict']}, {check['reason']}"
+            for check in failed[:LISTED]
         ]
+        if len(failed) > LISTED:
+            against.append(f"- `{variant['name']}` and {len(failed) - LISTED} more, all in report.html")
         against += [
             f"- `{variant['name']}` waiver {waiver['status']}: {waiver['check']}, until {waiver['expires']}: "
             f"{waiver['reason']}"
@@ -103,6 +106,11 @@ def _phases(variants: list[dict[str, Any]]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     rows = {variant["name"]: [Row.model_validate(row) for row in variant["observed"]] for variant in timed}
     return [*lines, "", *(f"- `{name}` {sentence(found)}" for name, found in rows.items() if found)]
+
+
+def _name(check: dict[str, Any]) -> str:
+    where = check.get("slice", "all")
+    return str(check["metric"]) if where == "all" else f"{check['metric']}, {where}"
 
 
 def _figure(check: dict[str, Any] | None) -> str:

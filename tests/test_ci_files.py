@@ -140,6 +140,17 @@ def test_the_summary_for_a_pull_request() -> None:
     assert "Where answers differ" not in many
 
 
+def test_a_slice_is_not_taken_for_the_whole_and_many_are_not_all_listed() -> None:
+    whole = {"metric": "accuracy", "slice": "all", "relative": False, "reason": "low", "verdict": "FAIL"}
+    whole |= {"delta": -3.0, "ci_low": -4.0, "ci_high": -2.0}
+    slices = [whole | {"slice": f"t{i}", "delta": 0.0, "verdict": "INCONCLUSIVE"} for i in range(20)]
+    row = {"name": "a", "verdict": "FAIL", "checks": [whole, *slices], "bytes": 1, "peak_memory_bytes": None}
+    row |= {"waivers": [], "slices": [], "latency": [], "observed": []}
+    lines = markdown({"model": "m", "verdict": "FAIL", "sentence": "No.", "variants": [row]}).splitlines()
+    assert "| `a` | FAIL | -3.0 (-4.0 to -2.0) | - | 1 B | - |" in lines
+    assert lines[-2:] == ["- `a` accuracy, t4: INCONCLUSIVE, low", "- `a` and 15 more, all in report.html"]
+
+
 def test_documented_files_exist() -> None:
     guide = (ROOT / "docs" / "deploy.md").read_text()
     links = re.findall(r"\]\((?!http)([^)#]+)", guide)
