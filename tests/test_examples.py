@@ -49,9 +49,9 @@ def test_there_are_few_of_them() -> None:
 
 @pytest.mark.parametrize("make", [pages, when])
 def test_pictures_are_reduced_and_survive_the_file(make: object, tmp_path: Path) -> None:
-    items = [make(random.Random(i)) for i in range(3)]  # type: ignore[operator]
+    items = [make(random.Random(i)) for i in range(2)]  # type: ignore[operator]
     write_items(tmp_path / "items.jsonl", items)
-    wanted = [items[2].id, items[0].id]
+    wanted = [items[0].id]
     found = find_items(tmp_path / "items.jsonl", wanted)
     assert {one: item.messages for one, item in found.items()} == {
         item.id: item.messages for item in read_items(tmp_path / "items.jsonl") if item.id in wanted

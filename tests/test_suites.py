@@ -175,16 +175,16 @@ def test_absent_things_are_absent_half_of_the_time() -> None:
 
 
 def test_a_town_that_is_not_in_the_table_is_answered_with_none() -> None:
-    """The pen writes every town of the table, and half of the time not the one that is asked for."""
+    """The table has every town but, half of the time, the one that is asked for."""
     gone = 0
-    for seed in range(40):
+    for seed in range(16):
         rng = random.Random(seed)
         towns = {town for town, _ in documents._ruled(rng)[1]}
         item = documents.missing(random.Random(seed))
         asked = question(item).split(" in ", 1)[1].split("?")[0]
         assert (item.answer == "none") == (asked not in towns)
         gone += item.answer == "none"
-    assert 10 <= gone <= 30
+    assert 3 <= gone <= 13
 
 
 @pytest.mark.parametrize("script", ocr.SCRIPTS)
