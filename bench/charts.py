@@ -14,16 +14,21 @@ from bench.svg import WIDTH, Axis, line, place_labels, svg, tag, text
 
 Format = Callable[[float], str]
 ZERO = Interval(0.0, 0.0, 0.0)
+LARGEST = 13.0  # radius of a disc
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A variant's estimates with their intervals; `colour` is its place in the palette."""
+    """A variant's estimates with their intervals; `colour` is its place in the palette, `size` the area of
+    its disc as a share of the largest, and one that is `beaten` is drawn hollow.
+    """
 
     label: str
     colour: int
     x: Interval
     y: Interval = ZERO
+    size: float | None = None
+    beaten: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,15 @@ def scatter(
         shapes = (
             line(px, y(m.y.low), px, y(m.y.high), "whisker"),
             line(x(m.x.low) + moved, py, x(m.x.high) + moved, py, "whisker"),
-            tag("circle", cx=px, cy=py, r=5.5),
+            tag("circle", cx=px, cy=py, r=_radius(m)),
         )
-        parts.append(tag("g", tag("title", told), *shapes, class_=f"c{m.colour}"))
+        kind = f"c{m.colour} beaten" if m.beaten else f"c{m.colour}"
+        parts.append(tag("g", tag("title", told), *shapes, class_=kind))
     places = [(px, y(m.y.estimate), m.label) for m, px in zip(marks, spots, strict=True)]
     labels = place_labels(places, (left, top, right, bottom))
     for m, (px, py, anchor) in zip(marks, labels, strict=True):
-        parts.append(text(px, py, m.label, f"label {anchor} c{m.colour}"))
+        beside = {"start": 1, "middle": 0, "end": -1}[anchor] * max(0.0, _radius(m) - 5.5)
+        parts.append(text(px + beside, py, m.label, f"label {anchor} c{m.colour}"))
     return svg(bottom + 40, title, parts)
 
 
@@ -163,6 +170,10 @@ def heatmap(
         parts.append(text(left + (j + 0.5) * width, bottom + 14, columns[j], "tick middle"))
     parts.append(text(WIDTH - 8, bottom + 30, "layer", "axis end"))
     return svg(bottom + 36, title, parts)
+
+
+def _radius(m: Mark) -> float:
+    return 5.5 if m.size is None else max(4.0, LARGEST * math.sqrt(m.size))
 
 
 def _x_axis(values: Sequence[float], left: float, right: float, pad: float) -> Axis:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
@@ -47,15 +47,29 @@ class Figure:
 
 
 def figures(
-    variants: Sequence[VariantEvidence], baseline: VariantEvidence, sizes: Mapping[str, int], colours: Colours
+    variants: Sequence[VariantEvidence],
+    baseline: VariantEvidence,
+    sizes: Mapping[str, int],
+    memory: Mapping[str, int],
+    colours: Colours,
 ) -> list[Figure]:
-    """Accuracy against latency and size, differences by task, latency distributions, errors by layer."""
+    """Accuracy against latency, memory and size, differences by task, latency distributions, errors by layer.
+
+    sizes, memory: bytes on disk and at the peak, by variant.
+    """
     timed = [v for v in variants if v.timings]
     latencies = {v.name: latency(v) for v in timed}
     disk = {name: Interval(size, size, size) for name, size in sizes.items()}
     found = [
         _trade_off(
-            "latency", "end-to-end latency, ms", "{:g}".format, latencies, variants, baseline, colours
+            "latency and memory",
+            "end-to-end latency, ms",
+            "{:g}".format,
+            latencies,
+            variants,
+            baseline,
+            colours,
+            memory,
         ),
         _trade_off("size", "on disk", human_size, disk, variants, baseline, colours),
         _by_task([v for v in variants if v is not baseline], colours),
@@ -99,8 +113,12 @@ def _trade_off(
     variants: Sequence[VariantEvidence],
     baseline: VariantEvidence,
     colours: Colours,
+    memory: Mapping[str, int] | None = None,
 ) -> Figure | None:
-    """Accuracy in percent over a cost; intervals are those of the paired differences from the baseline."""
+    """Accuracy in percent over a cost; intervals are those of the paired differences from the baseline.
+
+    With `memory` the discs have its size, and those that another beats in everything are hollow.
+    """
     rows = {v.name: row for v in variants if v.name in at and (row := accuracy_row(v))}
     first = next(iter(rows.values()), None)
     if first is None or first.baseline is None or baseline.name not in at:
@@ -110,10 +128,16 @@ def _trade_off(
     for name, row in rows.items():
         low, high = (level + (end or 0.0) for end in (row.ci_low, row.ci_high))
         marks.append(Mark(name, colours[name], at[name], Interval(row.candidate or 0.0, low, high)))
+    lead = (
+        f"Higher and further left is better. Bars are {_level(baseline)} intervals of the difference from "
+        "the baseline, the band below it is the margin."
+    )
+    if memory and all(m.label in memory for m in marks):
+        marks, told = pareto(marks, memory)
+        lead = f"{lead} {told}"
     return Figure(
         f"Accuracy against {against}",
-        f"Higher and further left is better. Bars are {_level(baseline)} intervals of the difference from "
-        "the baseline, the band below it is the margin.",
+        lead,
         scatter(
             marks,
             title=f"Accuracy in percent against {x_label}, one point a variant",
@@ -122,6 +146,29 @@ def _trade_off(
             x_format=x_format,
             band=(level + (first.limit or 0.0), level),
         ),
+    )
+
+
+def pareto(marks: Sequence[Mark], memory: Mapping[str, int]) -> tuple[list[Mark], str]:
+    """The Pareto front: by the estimates, no other is at least as good in all three and better in one."""
+    costs = {m.label: (-m.y.estimate, m.x.estimate, memory[m.label]) for m in marks}
+    beaten_by = {
+        m.label: [
+            name
+            for name, other in costs.items()
+            if other != costs[m.label] and all(a <= b for a, b in zip(other, costs[m.label], strict=True))
+        ]
+        for m in marks
+    }
+    most = max(memory[m.label] for m in marks)
+    drawn = [replace(m, size=memory[m.label] / most, beaten=bool(beaten_by[m.label])) for m in marks]
+    told = f"Discs grow with peak memory, the largest is {human_size(most)}. "
+    lost = [f"{name} by {' and '.join(by)}" for name, by in beaten_by.items() if by]
+    if not lost:
+        return drawn, told + "All are on the Pareto front: each is the best choice for somebody."
+    return (
+        drawn,
+        told + f"Full ones are the Pareto front; hollow ones are beaten in all three: {'; '.join(lost)}.",
     )
 
 

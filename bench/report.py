@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from bench.examples import Example
 from bench.figures import VariantEvidence, accuracy_row, figures, signed, speed
 from bench.gate import Check, Limits, Verdict
 from bench.latency import table
 from bench.power import UNREADABLE
 from bench.resources import human_size
+from bench.sentences import sentence, title, whole
+from bench.slices import slice_table
 
 __all__ = ["VariantEvidence", "write_report"]
 
@@ -24,8 +27,15 @@ ICONS = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?", "UNMEASURED": "–"}
 PACKAGES = ("onnxruntime", "torch", "transformers", "numpy")
 
 
-def write_report(summary: Mapping[str, Any], variants: Sequence[VariantEvidence], out: Path) -> None:
-    """Writes the page. `summary` is what `build all --json` prints; `variants` are the evidence behind it."""
+def write_report(
+    summary: Mapping[str, Any],
+    variants: Sequence[VariantEvidence],
+    out: Path,
+    examples: Sequence[Example] = (),
+) -> None:
+    """Writes the page. `summary` is what `build all --json` prints; `variants` are the evidence behind it,
+    `examples` items they answer differently.
+    """
     baseline = next((v for v in variants if v.gate.baseline == v.gate.candidate), variants[0])
     ordered = [baseline, *(v for v in variants if v is not baseline)]
     colours = {v.name: i % COLOURS for i, v in enumerate(ordered)}
@@ -42,11 +52,20 @@ def write_report(summary: Mapping[str, Any], variants: Sequence[VariantEvidence]
         model=summary["model"],
         verdict=summary["verdict"],
         subtitle=_subtitle(summary, baseline),
+        sentence=whole({v.name: v.gate for v in ordered}),
         icons=ICONS,
         palette=COLOURS,
         colours=colours,
         cards=[_card(v, facts[v.name]) for v in ordered],
-        figures=figures(ordered, baseline, {name: row["bytes"] for name, row in facts.items()}, colours),
+        figures=figures(
+            ordered,
+            baseline,
+            {name: row["bytes"] for name, row in facts.items()},
+            {name: row["peak_memory_bytes"] for name, row in facts.items() if row["peak_memory_bytes"]},
+            colours,
+        ),
+        slices=slice_table({v.name: v.gate.slices for v in ordered if v is not baseline}),
+        examples=examples,
         budget_lead=_budget_lead(limits),
         budgets=[{"name": v.name, "bars": _bars(facts[v.name], limits)} for v in ordered],
         commands=_commands(summary),
@@ -88,25 +107,17 @@ def _card(v: VariantEvidence, facts: Mapping[str, Any]) -> dict[str, Any]:
     shown += [(row.metric, f"{row.candidate:.3g} {row.unit}", "") for row in figures if row.candidate]
     if unread := [row.metric for row in figures if row.reason == UNREADABLE]:
         shown.append((" and ".join(unread[:2]), "-", UNREADABLE))
-    deciding = [c for c in v.gate.checks if not c.waived]
-    decisive = next((c for c in deciding if c.verdict == v.gate.verdict != Verdict.PASS), None)
     return {
         "name": v.name,
         "verdict": v.gate.verdict,
         "facts": shown,
-        "reason": f"{_title(decisive)}: {decisive.reason}" if decisive else "",
+        "sentence": sentence(v.name, v.gate),
         "checks": [
-            (c.verdict, _title(c) + (" (waived)" if c.waived else ""), _figures(c), c.reason)
+            (c.verdict, title(c) + (" (waived)" if c.waived else ""), _figures(c), c.reason)
             for c in v.gate.checks
         ],
         "waivers": v.gate.waivers,
     }
-
-
-def _title(check: Check) -> str:
-    name = check.metric.replace("_ms", "").replace("_", " ").replace(" bytes", "")
-    where = "on" if check.metric == "accuracy" else "at"
-    return name if check.slice == "all" else f"{name} {where} {check.slice}"
 
 
 def _figures(check: Check) -> str:

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,13 @@ def read_items(path: Path) -> list[Item]:
     if not items:
         raise UserError(f"{path} holds no items; expected one JSON object per line")
     return list(items.values())
+
+
+def find_items(path: Path, ids: Collection[str]) -> dict[str, Item]:
+    """Those of a file that `write_items` wrote whose ids are given; the others' pictures are not opened."""
+    with Path(path).open(encoding="utf-8") as file:
+        heads = ((line, json.loads("{" + line[1:].partition(", ")[0] + "}")) for line in file)
+        return {head["id"]: _parse(line) for line, head in heads if head["id"] in ids}
 
 
 def _parse(line: str) -> Item:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.accuracy import Observation, read_observations
 from bench.arms import in_a_process
+from bench.examples import Example, choose, show
 from bench.fidelity import Fidelity
 from bench.gate import gate
 from bench.latency import AGAIN, Timing, measure, of_arm
@@ -179,8 +180,22 @@ def documents(
     }
 
 
+def differing(built: Built) -> list[Example]:
+    """Some items that a variant answers differently from the baseline."""
+    from bench.tasks import find_items
+
+    chosen = choose("fp16", {variant: built.observations(variant) for variant in built.artifacts})
+    asked = find_items(built.items.path / "items.jsonl", [one for one, _ in chosen])
+    return show(chosen, asked)
+
+
 def report(
-    summary: dict[str, Any], built: Built, gates: dict[str, Gate], timings: list[Timing], path: Path
+    summary: dict[str, Any],
+    built: Built,
+    gates: dict[str, Gate],
+    timings: list[Timing],
+    examples: Sequence[Example],
+    path: Path,
 ) -> None:
     """The page for people."""
     from bench.report import VariantEvidence, write_report
@@ -200,7 +215,7 @@ def report(
         )
         for variant, judged in gates.items()
     ]
-    write_report(summary, variants, path)
+    write_report(summary, variants, path, examples)
 
 
 def environment() -> dict[str, Any]:

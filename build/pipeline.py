@@ -10,10 +10,11 @@ from typing import Any, Protocol
 from bench.breakdown import breakdown
 from bench.history.runs import FILE, append_build
 from bench.resources import largest_process
+from bench.sentences import sentence, whole
 from bench.verdict import Verdict
 from build import stages
 from build.console import Console
-from build.evidence import Built, documents, environment, judge, report, runs_here, time_requests
+from build.evidence import Built, differing, documents, environment, judge, report, runs_here, time_requests
 from build.markdown import markdown
 from build.publish import publish
 from build.recipe import BASELINES, KINDS, Recipe
@@ -98,6 +99,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
                 "path": str(folder / variant) if leaves else None,
                 "digest": artifact.digest,
                 "verdict": str(judged.verdict),
+                "sentence": sentence(variant, judged),
                 "waivers": judged.waivers,
                 "bytes": artifact.manifest.bytes,
                 "peak_memory_bytes": peak.peak_memory_bytes if peak else None,
@@ -105,12 +107,14 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
                 "observed": [row.model_dump(mode="json") for row in judged.observed],
                 "cached": artifact.cached,
                 "checks": [check.model_dump(mode="json") for check in judged.checks],
+                "slices": [row.model_dump(mode="json") for row in judged.slices] if variant != "fp16" else [],
             }
         )
     summary: dict[str, Any] = {
         "model": source.name,
         "out": str(out),
         "verdict": _worst({judged.verdict for judged in gates.values()}),
+        "sentence": whole(gates),
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": largest_process(),
         "recipe": recipe.model_dump(mode="json"),
@@ -118,8 +122,9 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
         "variants": rows,
     }
     write_json(folder / "summary.json", summary)
-    (folder / "summary.md").write_text(markdown(summary))
-    report(summary, built, gates, timings, folder / "report.html")
+    examples = differing(built)
+    (folder / "summary.md").write_text(markdown(summary, examples))
+    report(summary, built, gates, timings, examples, folder / "report.html")
     answers = {variant: built.observations(variant) for variant in built.artifacts}
     append_build(folder / FILE, summary, gates, answers, datetime.now(UTC).isoformat(timespec="seconds"))
     return summary

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bench.examples import Answer, Example
 from build.markdown import markdown
 from tests.conftest import ROOT
 
@@ -104,18 +105,50 @@ def test_the_summary_for_a_pull_request() -> None:
     waiver = {"check": "accuracy", "reason": "a demo", "expires": "2027-05-31", "status": "in force"}
     a = {"name": "a", "verdict": "FAIL", "checks": [low], "bytes": 10**6, "peak_memory_bytes": 10**8}
     b = {"name": "b", "verdict": "UNMEASURED", "checks": [unmeasured], "bytes": 1, "peak_memory_bytes": None}
-    variants = [a | {"waivers": [waiver]}, b | {"waivers": []}]
-    lines = markdown({"model": "m", "verdict": "FAIL", "variants": variants}).splitlines()
+    row = {"metric": "accuracy", "unit": "points", "baseline": 90.0, "candidate": 80.0, "n": 20}
+    lost = row | {"slice": "ocr", "delta": -10.0, "ci_low": -20.0, "ci_high": -1.0}
+    kept = row | {"slice": "count", "delta": 0.0, "ci_low": -9.0, "ci_high": 9.0}
+    a |= {"waivers": [waiver], "slices": [kept, lost]}
+    variants = [x | {"latency": [], "observed": []} for x in (a, b | {"waivers": [], "slices": []})]
+    summary = {"model": "m", "verdict": "FAIL", "sentence": "None of it.", "variants": variants}
+    said = (Answer(("fp16",), "7", 1.0, True), Answer(("a", "c"), "`*x*`\n|", 0.0, False))
+    example = Example("id", "ocr", "What is\n\nit?", "7", ("data:",), True, 0, said)
+    lines = markdown(summary, [example]).splitlines()
     assert lines[0] == "### m: FAIL"
-    assert lines[4:6] == [
+    assert lines[2] == "None of it."
+    assert lines[6:8] == [
         "| `a` | FAIL | -3.1 (-4.2 to -2.0) | - | 1 MB | 100 MB |",
         "| `b` | UNMEASURED | - | - | 1 B | - |",
     ]
-    assert lines[6:] == [
+    assert lines[8:11] == [
         "",
         "- `a` accuracy: FAIL, worse",
         "- `a` waiver in force: accuracy, until 2027-05-31: a demo",
     ]
+    assert lines[12] == "<details><summary>Every task in points: a loss is shown on 1 of 2 (bold)</summary>"
+    assert lines[16:18] == [
+        "| ocr | 20 | 90.0 | **−10.0 (−20.0 to −1.0)** |",
+        "| count | 20 | 90.0 | +0.0 (−9.0 to +9.0) |",
+    ]
+    assert lines[-5:-2] == [
+        "- ocr: `What is it?` Right: `7`",
+        "  - `fp16` (100 %): `7`",
+        "  - `a`, `c` (0 %): `'*x*' |`",
+    ]
+    many = markdown(summary, [example] * 3000)
+    assert len(many) < 65_536
+    assert "Where answers differ" not in many
+
+
+def test_a_slice_is_not_taken_for_the_whole_and_many_are_not_all_listed() -> None:
+    whole = {"metric": "accuracy", "slice": "all", "relative": False, "reason": "low", "verdict": "FAIL"}
+    whole |= {"delta": -3.0, "ci_low": -4.0, "ci_high": -2.0}
+    slices = [whole | {"slice": f"t{i}", "delta": 0.0, "verdict": "INCONCLUSIVE"} for i in range(20)]
+    row = {"name": "a", "verdict": "FAIL", "checks": [whole, *slices], "bytes": 1, "peak_memory_bytes": None}
+    row |= {"waivers": [], "slices": [], "latency": [], "observed": []}
+    lines = markdown({"model": "m", "verdict": "FAIL", "sentence": "No.", "variants": [row]}).splitlines()
+    assert "| `a` | FAIL | -3.0 (-4.0 to -2.0) | - | 1 B | - |" in lines
+    assert lines[-2:] == ["- `a` accuracy, t4: INCONCLUSIVE, low", "- `a` and 15 more, all in report.html"]
 
 
 def test_documented_files_exist() -> None:

@@ -15,6 +15,7 @@ import pytest
 from bench.__main__ import main
 from bench.accuracy import Observation
 from bench.gate import Limits, Measurements, gate
+from bench.history.commands import sparkline
 from bench.history.drift import DRIFT, STEADY, UNKNOWN, Change, changes
 from bench.history.page import sentence, write_page
 from bench.history.runs import FILE, Run, append_build, read_history
@@ -209,6 +210,12 @@ def test_the_page_shows_every_figure_and_rings_what_drifted(tmp_path: Path) -> N
     assert "1 of 4 figures of the newest build drifted: v e2e, ratio to the baseline." in page
 
 
+def test_a_line_of_the_terminal_rises_and_falls() -> None:
+    assert sparkline([1.0, 3.0, 2.0, 1.0]) == "▁█▅▁"
+    assert sparkline([5.0, 5.0]) == "▁▁"
+    assert sparkline([]) == ""
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, page = tmp_path / FILE, tmp_path / "history.html"
     for values, code in (([0.5, 0.51, 0.49, 0.5], 0), ([0.5, 0.51, 0.49, 0.5, 0.9], 3)):
@@ -219,7 +226,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert told["runs"] == len(values)
     assert page.stat().st_size > 1000
     assert main(["history", str(file)]) == 3
-    assert "DRIFT" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "DRIFT" in shown
+    assert "▁▁▁▁█" in shown
     with file.open("a") as out:
         out.write(json.dumps(asdict(night(9, model="other"))) + "\n")
     assert main(["history", str(file)]) == 1

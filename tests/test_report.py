@@ -15,6 +15,8 @@ import pytest
 
 from bench.accuracy import Observation
 from bench.charts import Mark, Series, ecdf, forest, heatmap, scatter
+from bench.examples import Answer, Example
+from bench.figures import pareto
 from bench.gate import Limits, Measurements, gate
 from bench.latency import Timing
 from bench.report import VariantEvidence, write_report
@@ -115,7 +117,7 @@ class Balance(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -169,6 +171,47 @@ def test_charts_are_those_the_evidence_suffices_for(tmp_path: Path, page: str) -
     alone = [replace(variants()[0], observations=[], timings=[])]
     write_report(summary(alone), alone, tmp_path / "alone.html")
     assert not drawings((tmp_path / "alone.html").read_text())
+
+
+def test_examples_bring_their_pictures_along(tmp_path: Path) -> None:
+    said = (Answer(("fp16",), "7", 1.0, True), Answer(("onnx",), "<i>8</i>", 0.0, False))
+    example = Example("id", "count", "How many?", "7", ("data:image/png;base64,AAAA",), True, 2, said)
+    write_report(summary(variants()), variants(), tmp_path / "page.html", [example])
+    page = (tmp_path / "page.html").read_text()
+    assert re.findall(r'src="([^"]*)"', page) == ["data:image/png;base64,AAAA"]
+    assert "and 2 more" in page
+    assert "&lt;i&gt;8" in page
+    assert "://" not in page
+    Balance().feed(page)
+
+
+def test_every_task_stands_in_numbers(page: str) -> None:
+    assert page.count("<td>ocr</td>") == page.count("<td>count</td>") == 1
+    assert "<th>onnx</th><th>&lt;script&gt;alert(1)&lt;/script&gt;</th><th>huge</th>" in page
+    assert re.search(r'<td class="FAIL">−10\.0 \(', page)
+
+
+@pytest.mark.parametrize(
+    ("points", "beaten"),
+    [
+        ({"a": (10, 90, 5), "b": (20, 95, 5), "c": (5, 80, 9)}, set()),
+        ({"a": (10, 90, 5), "b": (20, 90, 5)}, {"b"}),
+        ({"a": (10, 90, 5), "b": (10, 90, 5)}, set()),
+        ({"a": (10, 90, 5), "b": (10, 90, 6), "c": (9, 90, 6)}, {"b"}),
+        ({"a": (10, 90, 5), "b": (11, 89, 6), "c": (12, 88, 7)}, {"b", "c"}),
+    ],
+)
+def test_the_pareto_front_is_of_all_three(
+    points: dict[str, tuple[float, float, int]], beaten: set[str]
+) -> None:
+    marks = [Mark(name, 0, Interval(x, x, x), Interval(y, y, y)) for name, (x, y, _) in points.items()]
+    drawn, told = pareto(marks, {name: memory for name, (*_, memory) in points.items()})
+    assert {m.label for m in drawn if m.beaten} == beaten
+    assert max(m.size or 0 for m in drawn) == 1
+    assert all(f"{name} by a" in told for name in beaten - {"b", "c"} | ({"b"} & beaten))
+    assert ("hollow" in told) == bool(beaten)
+    chart = scatter(drawn, title="t", x_label="x", y_label="y", x_format=str, band=(80, 95))
+    assert chart.count("beaten") == len(beaten)
 
 
 def test_equal_input_gives_an_equal_page(tmp_path: Path, page: str) -> None:
@@ -266,7 +309,10 @@ def test_attributes_and_text_are_escaped() -> None:
 
 def test_a_waived_check_and_its_waiver_are_on_the_page(tmp_path: Path) -> None:
     waiver = {"check": "accuracy", "reason": "known & accepted until then", "expires": "2999-01-01"}
-    shown = [variant("fp16", 10, 1.0, accuracy_margin=None), variant("worse", 60, waivers=[waiver])]
+    shown = [
+        variant("fp16", 10, 1.0, accuracy_margin=None),
+        variant("worse", 60, ttft_p50_ratio=None, e2e_ratio=None, waivers=[waiver]),
+    ]
     assert shown[1].gate.verdict == "PASS"
     write_report(summary(shown), shown, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

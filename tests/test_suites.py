@@ -174,6 +174,19 @@ def test_absent_things_are_absent_half_of_the_time() -> None:
     assert 18 <= sum(item.answer == "none" for item in items) <= 42
 
 
+def test_a_town_that_is_not_in_the_table_is_answered_with_none() -> None:
+    """The table has every town but, half of the time, the one that is asked for."""
+    gone = 0
+    for seed in range(16):
+        rng = random.Random(seed)
+        towns = {town for town, _ in documents._ruled(rng)[1]}
+        item = documents.missing(random.Random(seed))
+        asked = question(item).split(" in ", 1)[1].split("?")[0]
+        assert (item.answer == "none") == (asked not in towns)
+        gone += item.answer == "none"
+    assert 3 <= gone <= 13
+
+
 @pytest.mark.parametrize("script", ocr.SCRIPTS)
 def test_every_character_has_a_glyph(script: str) -> None:
     """A missing one is drawn as the font's box, the same for all of them."""
@@ -248,9 +261,25 @@ def test_needles_are_told_once_among_others() -> None:
         assert 0.9 < len(asked) / prose.CHARACTERS_PER_TOKEN / 1000 < 1.2
 
 
-def test_needles_of_any_length() -> None:
-    short, long = (load_suite(name, 1, 0)[0] for name in ("needle-2k", "needle-64k"))
-    assert 28 < len(question(long)) / len(question(short)) < 33
+@pytest.mark.parametrize("kind", ["needle", "needles", "extract"])
+def test_texts_of_any_length(kind: str) -> None:
+    """The answer is told wherever in the text, and once."""
+    short, long = (load_suite(f"{kind}-{n}k", 1, 0)[0] for n in (2, 64))
+    assert long.task == f"{kind}-64k"
+    assert 26 < len(question(long)) / len(question(short)) < 33
+    wanted = json.loads(long.answer) if kind == "needles" else [long.answer]
+    told = [question(long).index(one) / len(question(long)) for one in wanted]
+    assert all(question(long).count(one) == 1 for one in wanted) or kind == "extract"
+    assert max(told) < 0.999
+    assert score(long.metric, ", ".join(wanted), long.answer) == 1
+
+
+def test_pages_of_any_number() -> None:
+    many = load_suite("pages-9", 2, 0)
+    assert {item.task for item in many} == {"pages-9"}
+    assert [len(pictures_of(item)) for item in many] == [9, 9]
+    assert len({picture.tobytes() for picture in pictures_of(many[0])}) == 9
+    assert suite_packages("pages-9") == suite_packages("documents")
 
 
 def test_memory_is_told_in_an_early_turn_only() -> None:
@@ -291,14 +320,16 @@ def test_pictures_have_the_sizes_of_real_ones() -> None:
             assert 200 * 150 <= picture.width * picture.height <= 1280 * 1280
 
 
-@pytest.mark.parametrize("suite", ["macro", "needle-0k", "needle-k", "docvqa", "photos:x"])
+@pytest.mark.parametrize(
+    "suite", ["macro", "needle-0k", "needle-k", "pages-0", "pages-4k", "memory-4k", "docvqa", "photos:x"]
+)
 def test_unknown_suites_are_refused(suite: str) -> None:
     with pytest.raises(UserError, match="expected one of micro, pictures, ocr"):
         load_suite(suite, 1, 0)
 
 
 def test_what_a_suite_depends_on(tmp_path: Path) -> None:
-    assert suite_files("mixed") == suite_files("needle-8k") == []
+    assert suite_files("mixed") == suite_files("needles-8k") == suite_files("pages-9") == []
     assert suite_files("items.jsonl") == [Path("items.jsonl")]
     assert suite_packages("micro") == ()
     assert "noto-cjk-sans-otc" in suite_packages("ocr")

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bench.history.drift import DRIFT, changes
-from bench.history.page import cells, sentence, write_page
+from bench.history.drift import DRIFT, Change, changes
+from bench.history.page import cells, sentence, series, write_page
 from bench.history.runs import FILE, Run, read_history
 from bench.tables import show
 from engines.errors import UserError
+
+BARS = "▁▂▃▄▅▆▇█"
+SHOWN = 24  # builds of a line on the terminal
 
 
 def history(options: Namespace) -> int:
@@ -30,11 +33,13 @@ def history(options: Namespace) -> int:
     if options.out:
         write_page(runs, found, options.out)
         print(f"written: {options.out}", file=sys.stderr)
-    heads = ("variant", "figure", "published", "now", "change", "", "what differs")
+    heads = ("variant", "figure", "so far", "published", "now", "change", "", "what differs")
     shown = Table(*heads, box=None, header_style="bold")
     for change in found:
         if "," not in change.metric or change.verdict == DRIFT:
-            shown.add_row(*cells(change))
+            variant, figure, *rest = cells(change)
+            values = [series(run)[change.metric] for run in runs if _has(run, change)]
+            shown.add_row(variant, figure, sparkline([value for value, *_ in values][-SHOWN:]), *rest)
     document = {
         "model": runs[-1].model,
         "runs": len(runs),
@@ -46,6 +51,16 @@ def history(options: Namespace) -> int:
     if not options.json:
         print(sentence(found))
     return 3 if document["drift"] else 0
+
+
+def sparkline(values: list[float]) -> str:
+    """One bar a value, the lowest the shortest."""
+    low, spread = min(values, default=0.0), max(values, default=0.0) - min(values, default=0.0)
+    return "".join(BARS[round((value - low) / spread * (len(BARS) - 1)) if spread else 0] for value in values)
+
+
+def _has(run: Run, change: Change) -> bool:
+    return run.variant == change.variant and change.metric in series(run)
 
 
 def _newest(runs: list[Run]) -> dict[str, str | None]:

@@ -14,7 +14,7 @@ from bench.resources import human_size
 from bench.svg import WIDTH, Axis, line, svg, tag, text
 
 COLOURS = 8  # of the page's palette
-TITLES = {"accuracy": "accuracy, %", "bytes": "on disk", "peak_memory_bytes": "peak memory"}
+TITLES = {"accuracy": "accuracy, %", "bytes": "on disk", "peak_memory_bytes": "peak memory", "all": "all"}
 NAMED = 5  # figures in the sentence
 SHOWN = 60  # builds; older ones stay in the file
 
@@ -64,7 +64,7 @@ def sentence(found: Sequence[Change]) -> str:
 
 
 def title(metric: str) -> str:
-    if metric in ("bytes", "peak_memory_bytes"):
+    if metric in TITLES and metric != "accuracy":
         return TITLES[metric]
     name = metric.replace("_latency", "").replace("_ms", "").replace("_", " ")
     return name if metric.startswith("accuracy") else f"{name}, ratio to the baseline"

@@ -104,8 +104,31 @@ def receipt(rng: random.Random) -> Item:
 
 def table(rng: random.Random) -> Item:
     """One cell of a ruled table."""
+    sheet, cells = _ruled(rng)
+    (city, measure), value = rng.choice(list(cells.items()))
+    question = f"What does the table say for {measure} in {city}? Answer with the number only."
+    return Item.make("table", ask(question, sheet), str(value), 0.0, "count")
+
+
+def missing(rng: random.Random) -> Item:
+    """A cell of a table, or half of the time of a town that is not in it."""
+    sheet, cells = _ruled(rng)
+    (city, measure), value = rng.choice(list(cells.items()))
+    gone = rng.random() < 0.5
+    if gone:
+        city = rng.choice([name for name in CITIES if not any(name == other for other, _ in cells)])
+    question = (
+        f"What does the table say for {measure} in {city}? Answer with the number only; "
+        "if the town is not in the table, answer: none"
+    )
+    answer = "none" if gone else str(value)
+    return Item.make("table-missing", ask(question, sheet), answer, 1 / 2, "words")
+
+
+def _ruled(rng: random.Random) -> tuple[Image.Image, dict[tuple[str, str], int]]:
+    """A table of towns and what was counted there; its cells."""
     face, bold, head = font("sans", 17), font("bold", 17), font("serif-bold", 24)
-    cities = sorted(rng.sample(CITIES, rng.randint(5, 9)))
+    cities = sorted(rng.sample(CITIES, rng.randint(5, 9)))  # one is always left out
     measures = rng.sample(MEASURES, rng.randint(3, 5))
     cells = {(c, m): rng.randint(12, 9800) for c in cities for m in measures}
     first, column, row, top = 130, 118, 36, 96
@@ -131,9 +154,7 @@ def table(rng: random.Random) -> Item:
             )
     for y in (top, top + row, top + row * (len(cities) + 1)):
         pen.line((30, y, width - 30, y), fill=INK, width=2)
-    city, measure = rng.choice(cities), rng.choice(measures)
-    question = f"What does the table say for {measure} in {city}? Answer with the number only."
-    return Item.make("table", ask(question, sheet), str(cells[city, measure]), 0.0, "count")
+    return sheet, cells
 
 
 def chart(rng: random.Random) -> Item:
@@ -167,19 +188,19 @@ def chart(rng: random.Random) -> Item:
     return Item.make("chart", ask(question, sheet), f"{values[i]:g}", 0.0, "number")
 
 
-def pages(rng: random.Random) -> Item:
-    """Four typed pages, one of which tells the code that is asked for."""
+def pages(rng: random.Random, task: str = "pages", count: int = 4) -> Item:
+    """Typed pages, one of which tells the code that is asked for."""
     needle, name, answer = prose.needle(rng)
-    told = rng.randrange(4)
+    told = rng.randrange(count)
     title = f"Annals of {rng.choice(CITIES)}, {rng.randint(1950, 2020)}"
     sheets = []
-    for number in range(4):
+    for number in range(count):
         sentences = [prose.sentence(rng) for _ in range(12)]
         if number == told:
             sentences[rng.randint(1, 10)] = needle
         sheets.append(typed(rng, title, sentences, number + 1))
     question = f"What is the access code of {name}? Answer with the number only."
-    return Item.make("pages", ask(question, *sheets), answer, 0.0, "count")
+    return Item.make(task, ask(question, *sheets), answer, 0.0, "count")
 
 
 def typed(rng: random.Random, title: str, sentences: list[str], number: int) -> Image.Image:
@@ -211,4 +232,10 @@ def wrapped(text: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-TASKS: dict[str, Make] = {"receipt": receipt, "table": table, "chart": chart, "pages": pages}
+TASKS: dict[str, Make] = {
+    "receipt": receipt,
+    "table": table,
+    "table-missing": missing,
+    "chart": chart,
+    "pages": pages,
+}

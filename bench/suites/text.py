@@ -21,7 +21,7 @@ def one_needle(rng: random.Random, task: str, tokens: int) -> Item:
     return Item.make(task, ask(question), found[0][2], 0.0, "count")
 
 
-def many_needles(rng: random.Random, tokens: int = 1000) -> Item:
+def many_needles(rng: random.Random, task: str = "needles", tokens: int = 1000) -> Item:
     """Four codes, all asked for; the score is the share told."""
     found = prose.needles(rng, 4)
     text = prose.passage(rng, tokens, [sentence for sentence, _, _ in found])
@@ -29,10 +29,10 @@ def many_needles(rng: random.Random, tokens: int = 1000) -> Item:
     question = (
         f"{text}\n\nWhat are the access codes of {names}? Answer with the four numbers, separated by commas."
     )
-    return Item.make("needles", ask(question), json.dumps([number for _, _, number in found]), 0.0, "recall")
+    return Item.make(task, ask(question), json.dumps([number for _, _, number in found]), 0.0, "recall")
 
 
-def extract(rng: random.Random, tokens: int = 500) -> Item:
+def extract(rng: random.Random, task: str = "extract", tokens: int = 500) -> Item:
     """Who did something or to what, in the words of the passage."""
     who, did, what = rng.choice(prose.WHO), rng.choice(prose.DID), rng.choice(prose.WHAT)
     day = f"{rng.randint(1, 28)} {rng.choice(('March', 'June', 'August', 'November'))}"
@@ -42,7 +42,7 @@ def extract(rng: random.Random, tokens: int = 500) -> Item:
     )
     passage = prose.passage(rng, tokens, [fact])
     question = f"{passage}\n\n{asked} Answer with words of the text only, as few as will do."
-    return Item.make("extract", ask(question), right, 0.0, "token_f1")
+    return Item.make(task, ask(question), right, 0.0, "token_f1")
 
 
 # What a user tells early on: as it is said, the like said of others, as it is asked for, what it may be.
@@ -91,14 +91,17 @@ def memory(rng: random.Random) -> Item:
     return Item.make("memory", talk, right, 1 / len(choices), "words")
 
 
-def needle_task(thousands: int) -> Make:
-    """A needle in so many thousand tokens."""
-    return partial(one_needle, task=f"needle-{thousands}k", tokens=1000 * thousands)
+LONG = {"needle": one_needle, "needles": many_needles, "extract": extract}
+
+
+def long_task(kind: str, thousands: int) -> Make:
+    """One of these in so many thousand tokens."""
+    return partial(LONG[kind], task=f"{kind}-{thousands}k", tokens=1000 * thousands)
 
 
 TASKS: dict[str, Make] = {
-    "needle-1k": needle_task(1),
-    "needle-2k": needle_task(2),
+    "needle-1k": long_task("needle", 1),
+    "needle-2k": long_task("needle", 2),
     "needles": many_needles,
     "extract": extract,
     "memory": memory,
