@@ -136,7 +136,7 @@ def test_the_summary_tells_latency_by_phase_and_its_noise() -> None:
     assert "| 0.500 (0.400 to 0.600), noise 0.980 to 1.030 |" in page
     assert "| variant | ttft | vision | prefill | itl | e2e | n |" in page
     assert "| `a` | 10 / 20 / 30 | - | - | - | - | 40 |" in page
-    assert "- `a` power not readable on this machine" in page
+    assert "- `a` power: not readable on this machine" in page
 
 
 def test_documented_files_exist() -> None:
