@@ -79,8 +79,8 @@ def measure(
     """Times every arm on every request `repeats` times, after answering the first `warmup` ones untimed.
 
     batches: how many requests are answered together, each number in turn. watch: the arms run on this
-    machine's GPU, which is asked how it is meanwhile. While what was timed is not `steady`, all is repeated,
-    up to `most_repeats`.
+    machine's GPU, which is asked how it is meanwhile. While what was timed is not `steady`, requests are
+    answered one at a time again, up to `most_repeats`.
     """
     if output_tokens < 2:
         raise ValueError(f"output_tokens is {output_tokens}; the time between tokens needs at least 2")
@@ -92,7 +92,7 @@ def measure(
     done = 0
     with no_garbage_collection():
         while True:
-            total = len(groups) * (done + repeats) * len(arms)
+            total = len(timings) + len(groups) * repeats * len(arms)
             for place, repeat, arm in order(list(arms), len(groups), repeats):
                 number, prompts = groups[place]
                 time.sleep(SETTLE_S)
@@ -105,6 +105,7 @@ def measure(
                 if progress:
                     progress(len(timings), total)
             done += repeats
+            groups = [group for group in groups if len(group[1]) == 1]
             if steady is None or done + repeats > most_repeats or steady(timings):
                 return timings
 

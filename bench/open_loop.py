@@ -27,28 +27,29 @@ FIGURES = ("ttft_ms", "itl_ms", "e2e_latency_ms")
 
 @dataclass(frozen=True)
 class Asked:
-    """A request and its answer. Seconds on one clock: due by the schedule, sent, words as they came."""
+    """A request and its answer. Seconds on one clock: due by the schedule, sent, first word, last token."""
 
     due: float
     sent: float
     picture: bool
-    words: Sequence[float] = ()
+    first: float = 0.0
+    last: float = 0.0
     tokens: int = 0
     problem: str = ""  # why it was not answered
 
     @property
     def ttft_ms(self) -> float:
-        return float("inf") if self.problem else 1e3 * (self.words[0] - self.due)
+        return float("inf") if self.problem else 1e3 * (self.first - self.due)
 
     @property
     def e2e_latency_ms(self) -> float:
-        return float("inf") if self.problem else 1e3 * (self.words[-1] - self.due)
+        return float("inf") if self.problem else 1e3 * (self.last - self.due)
 
     @property
     def itl_ms(self) -> float:
         if self.problem:
             return float("inf")
-        return 1e3 * (self.words[-1] - self.words[0]) / max(1, self.tokens - 1)
+        return 1e3 * (self.last - self.first) / max(1, self.tokens - 1)
 
 
 @dataclass(frozen=True)
@@ -136,15 +137,18 @@ def one_by_one(load: Load, bodies: Sequence[bytes]) -> list[Asked]:
 def ask(load: Load, body: bytes, due: float) -> Asked:
     """One request, sent now."""
     asked = Asked(due, time.perf_counter(), b'"image_url"' in body)
-    heard, tokens = [], 0
+    first, last, tokens = 0.0, 0.0, 0
     try:
         for chunk in chunks(load, body):
             tokens += tokens_of(chunk)
+            last = time.perf_counter()
             if has_words(chunk):
-                heard.append(time.perf_counter())
+                first = first or last
     except (TurnedAwayError, OSError, HTTPException, ValueError) as error:
         return replace(asked, problem=str(error) or type(error).__name__)
-    return replace(asked, words=heard, tokens=tokens, problem="" if heard else "an answer without a word")
+    # Tokens that are no text, such as the end of an answer, are not seen one by one.
+    problem = "" if tokens else "an answer without a token"
+    return replace(asked, first=first or last, last=last, tokens=tokens, problem=problem)
 
 
 def figures(asked: Sequence[Asked]) -> dict[str, Any]:

@@ -59,8 +59,14 @@ def observed(
 
 
 def sentence(rows: Sequence[Row]) -> str:
-    """`power 45.2 W, temperature not readable on this machine`; empty without rows."""
-    return ", ".join(
-        f"{row.metric} {row.reason if row.candidate is None else f'{row.candidate:.3g} {row.unit}'}"
-        for row in rows
-    )
+    """`power 45.2 W; temperature 61 °C`, or what there is none of and why; empty without rows."""
+    known = [f"{row.metric} {_figure(row.candidate)} {row.unit}" for row in rows if row.candidate is not None]
+    why: dict[str, list[str]] = {}
+    for row in rows:
+        if row.candidate is None:
+            why.setdefault(row.reason, []).append(row.metric)
+    return "; ".join([*known, *(f"{', '.join(metrics)}: {reason}" for reason, metrics in why.items())])
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -94,7 +94,7 @@ def _plain(text: str) -> str:
 
 def _phases(variants: list[dict[str, Any]]) -> list[str]:
     """One row for each variant that was timed, and a line of what its answers took."""
-    timed = [variant for variant in variants if variant["latency"]]
+    timed = [variant for variant in variants if variant.get("latency")]
     if not timed:
         return []
     heads = [phase.replace("_latency", "").removesuffix("_ms") for phase in PHASES]
@@ -120,4 +120,5 @@ def _figure(check: dict[str, Any] | None) -> str:
     form = ".3f" if check["relative"] else "+.1f"
     low, high = check.get("ci_low"), check.get("ci_high")
     interval = f" ({low:{form}} to {high:{form}})" if low is not None and high is not None else ""
-    return f"{check['delta']:{form}}{interval}"
+    noise = f", noise {check['noise_low']:.3f} to {check['noise_high']:.3f}" if check.get("noise") else ""
+    return f"{check['delta']:{form}}{interval}{noise}"

@@ -126,7 +126,7 @@ class Latency(Section):
     requests: PositiveInt = Field(24, description="Different requests, the same for every arm.")
     repeats: PositiveInt = Field(2, description="Times each arm answers each request, in mirrored order.")
     most_repeats: PositiveInt = Field(
-        8, description="Times at most: repeated while the baseline differs too much from itself."
+        6, description="Times at most: repeated while the baseline differs too much from itself."
     )
     batches: Annotated[tuple[PositiveInt, ...], AfterValidator(_alone_too)] = Field(
         (1,), description="Requests answered together, if there are as many; the gate asks for 1."

@@ -65,6 +65,8 @@ def test_every_variant_gets_a_verdict_and_what_passed_is_published(built: dict[s
     lines = map(json.loads, (out / "qwen3-vl-micro" / "history.jsonl").read_text().splitlines())
     assert [line["variant"] for line in lines][: len(VARIANTS)] == VARIANTS
     assert built["peak_memory_bytes"] >= max(v["peak_memory_bytes"] or 0 for v in built["variants"])
+    timed = {variant["name"] for variant in built["variants"] if variant["latency"] and variant["observed"]}
+    assert timed == {"fp16", "onnx-fp16", "gptq-int4-onnx", "awq-int4-onnx"}
     for variant in built["variants"]:
         folder = out / "qwen3-vl-micro" / variant["name"]
         assert folder.exists() == (variant["verdict"] == "PASS"), variant

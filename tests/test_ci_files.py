@@ -151,6 +151,27 @@ def test_a_slice_is_not_taken_for_the_whole_and_many_are_not_all_listed() -> Non
     assert lines[-2:] == ["- `a` accuracy, t4: INCONCLUSIVE, low", "- `a` and 15 more, all in report.html"]
 
 
+def test_the_summary_tells_latency_by_phase_and_its_noise() -> None:
+    times = {"p50": 10.0, "p95": 20.0, "p99": 30.0}
+    ratio = {"metric": "e2e_latency_ms", "relative": True, "reason": "fine", "verdict": "PASS"}
+    ratio |= {
+        "delta": 0.5,
+        "ci_low": 0.4,
+        "ci_high": 0.6,
+        "noise": 1.0,
+        "noise_low": 0.98,
+        "noise_high": 1.03,
+    }
+    dark = {"metric": "power", "unit": "W", "reason": "not readable on this machine"}
+    timed = {"name": "a", "verdict": "PASS", "checks": [ratio], "bytes": 1, "peak_memory_bytes": None}
+    timed |= {"waivers": [], "observed": [dark], "latency": [{"slice": "all", "n": 40, "ttft_ms": times}]}
+    page = markdown({"model": "m", "verdict": "PASS", "variants": [timed]})
+    assert "| 0.500 (0.400 to 0.600), noise 0.980 to 1.030 |" in page
+    assert "| variant | ttft | vision | prefill | itl | e2e | n |" in page
+    assert "| `a` | 10 / 20 / 30 | - | - | - | - | 40 |" in page
+    assert "- `a` power: not readable on this machine" in page
+
+
 def test_documented_files_exist() -> None:
     guide = (ROOT / "docs" / "deploy.md").read_text()
     links = re.findall(r"\]\((?!http)([^)#]+)", guide)

@@ -117,9 +117,11 @@ def test_all_is_repeated_until_it_is_steady() -> None:
         looks.append(len(timings))
         return len(looks) == 2
 
-    rows = measure({"a": scripted(1.0)}, requests(3), repeats=2, most_repeats=8, steady=steady)
-    assert looks == [6, 12]
-    assert table(rows, "ttft_ms").shape == (3, 4)
+    rows = measure(
+        {"a": scripted(1.0)}, requests(3), repeats=2, batches=(1, 3), most_repeats=8, steady=steady
+    )
+    assert looks == [6 + 2, 12 + 2]  # batches only once
+    assert table(of_arm(rows, "a"), "ttft_ms").shape == (3, 4)
     endless = measure({"a": scripted(1.0)}, requests(3), repeats=2, most_repeats=6, steady=lambda rows: False)
     assert table(endless, "ttft_ms").shape == (3, 6)
 

@@ -26,9 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 class Server(ThreadingHTTPServer):
     """Answers in three words once `together` requests are there; every `full`th is turned away."""
 
-    def __init__(self, together: int = 1, full: int = 0) -> None:
+    def __init__(self, together: int = 1, full: int = 0, silent: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.together, self.full = threading.Barrier(together), full
+        self.silent = silent
         self.seen: list[dict[str, Any]] = []
 
     @property
@@ -47,7 +48,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.together.wait(60)
         if self.server.full and len(self.server.seen) % self.server.full == 0:
             return self._send(429, b"{}")
-        events: list[dict[str, Any]] = [{"choices": [{"delta": {"content": word}}]} for word in "abc"]
+        said = "" if self.server.silent else "abc"
+        events: list[dict[str, Any]] = [{"choices": [{"delta": {"content": word}}]} for word in said]
         events.append({"choices": [], "usage": {"completion_tokens": 3}})
         text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
         return self._send(200, text.encode())
@@ -96,9 +98,17 @@ def test_nobody_waits_for_an_answer_before_asking() -> None:
     assert [answer.problem for answer in answers] == [""] * 5
 
 
+def test_an_answer_of_invisible_tokens_is_one() -> None:
+    """A model that ends its answer and is not let: three tokens, and no word."""
+    with serving(Server(silent=True)) as server:
+        (answer,) = drive(Load(server.url), [b"{}"], np.zeros(1))
+    assert (answer.problem, answer.tokens) == ("", 3)
+    assert answer.due <= answer.sent < answer.first == answer.last
+
+
 def test_times_count_from_when_a_request_was_due() -> None:
     """By hand: a server stands still until 10 s; requests due at 0, 1, 2 and 3 s hear from it then."""
-    asked = [Asked(due, due + 0.002, False, (10.0, 11.0, 12.0), 5) for due in (0.0, 1.0, 2.0, 3.0)]
+    asked = [Asked(due, due + 0.002, False, 10.0, 12.0, 5) for due in (0.0, 1.0, 2.0, 3.0)]
     found = figures(asked)
     assert found["ttft_ms"] == {"p50": 8000, "p95": 10_000, "p99": 10_000}
     assert found["e2e_latency_ms"]["p50"] == 10_000
@@ -107,7 +117,7 @@ def test_times_count_from_when_a_request_was_due() -> None:
 
 
 def test_what_was_never_answered_took_for_ever() -> None:
-    answered = [Asked(0.0, 0.0, False, (0.1, 0.2), 2) for _ in range(19)]
+    answered = [Asked(0.0, 0.0, False, 0.1, 0.2, 2) for _ in range(19)]
     refused = [*answered, Asked(0.0, 0.0, False, problem="turned away")]
     found = figures(refused)
     assert found["e2e_latency_ms"] == pytest.approx({"p50": 200, "p95": 200, "p99": None})
@@ -116,8 +126,8 @@ def test_what_was_never_answered_took_for_ever() -> None:
 
 
 def test_ratios_are_request_by_request() -> None:
-    first = [[Asked(0.0, 0.0, False, (i, 2.0 * i), 2) for i in range(1, 13)]]
-    other = [[Asked(0.0, 0.0, False, (i, 3.0 * i), 2) for i in range(1, 13)]]
+    first = [[Asked(0.0, 0.0, False, i, 2.0 * i, 2) for i in range(1, 13)]]
+    other = [[Asked(0.0, 0.0, False, i, 3.0 * i, 2) for i in range(1, 13)]]
     found = ratio(first, other, "e2e_latency_ms")
     assert found
     assert (found.estimate, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))

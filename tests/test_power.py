@@ -35,7 +35,10 @@ def test_what_is_not_known_says_why() -> None:
     rows = observed(blind, blind, None, "EUR")
     assert {row.candidate for row in rows} == {None}
     assert [row.reason for row in rows] == [UNREADABLE] * 3 + [UNPRICED]
-    assert sentence(rows).startswith("power not readable on this machine, temperature not readable")
+    assert sentence(rows) == (
+        "power, temperature, energy per 1,000 tokens: not readable on this machine; "
+        "cost per million tokens: no price in the recipe (price.per_hour)"
+    )
     assert observed([], blind, None, "EUR") == observed(blind, [], None, "EUR") == []
 
 
@@ -44,7 +47,7 @@ def test_rows_compare_with_the_baseline() -> None:
     energy, cost = rows["energy per 1,000 tokens"], rows["cost per million tokens"]
     assert (energy.baseline, energy.candidate, energy.delta) == pytest.approx((4000, 1000, -3000))
     assert (cost.unit, cost.candidate) == ("EUR", pytest.approx(50))
-    assert sentence([energy]) == "energy per 1,000 tokens 1e+03 J"
+    assert sentence([energy]) == "energy per 1,000 tokens 1,000 J"
 
 
 def write(folder: Path, texts: dict[str, str]) -> Path:

@@ -19,6 +19,7 @@ from bench.examples import Answer, Example
 from bench.figures import pareto
 from bench.gate import Limits, Measurements, gate
 from bench.latency import Timing
+from bench.power import observed
 from bench.report import VariantEvidence, write_report
 from bench.statistics import Interval
 from bench.svg import WIDTH, Axis, place_labels, tag
@@ -57,7 +58,9 @@ def variant(name: str, wrong: int, ratio: float | None = None, **limits: Any) ->
         memory_at=(2048, 1),
     )
     compared = timings("fp16", 1.0) if timed and name != "fp16" else []
-    return VariantEvidence(name, gate(measured, Limits(**limits)), answers(wrong), timed, compared)
+    unlimited = {"accuracy_margin": 2.0, "ttft_p50_ratio": None, "e2e_ratio": None}
+    judged = gate(measured, Limits(**unlimited | limits))
+    return VariantEvidence(name, judged, answers(wrong), timed, compared)
 
 
 def variants() -> list[VariantEvidence]:
@@ -318,3 +321,23 @@ def test_a_waived_check_and_its_waiver_are_on_the_page(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "Waiver in force, until 2999-01-01: accuracy. known &amp; accepted until then" in page
     assert "accuracy (waived)" in page
+
+
+def test_power_and_cost_are_on_the_page_or_why_not(tmp_path: Path) -> None:
+    told = variant("onnx", 10, 0.5)
+    known = [replace(row, energy_j=2.0, temperature_c=61.0) for row in told.timings]
+    rows = {
+        "onnx": observed(told.compared, told.timings, None, "EUR"),
+        "lit": observed(known, known, 3.6, "EUR"),
+    }
+    shown = [
+        replace(told, name=name, gate=told.gate.model_copy(update={"observed": found}))
+        for name, found in rows.items()
+    ]
+    shown = [variant("fp16", 10, 1.0, accuracy_margin=None), *shown]
+    write_report(summary(shown), shown, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "not readable on this machine" in page
+    assert "energy per 1,000 tokens" in page
+    assert "500 J" in page  # 2 J for 4 tokens
+    assert "EUR" in page

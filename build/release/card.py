@@ -108,6 +108,8 @@ def _row(check: Json) -> str:
     delta = figure("delta", sign)
     if check.get("ci_low") is not None or check.get("ci_high") is not None:
         delta += f" ({figure('ci_low', sign)} to {figure('ci_high', sign)})"
+    if check.get("noise") is not None:
+        delta += f", baseline against itself {figure('noise_low')} to {figure('noise_high')}"
     unit = "ratio" if ratio else check["unit"]
     cells = [
         f"{check['metric']} ({unit})",
