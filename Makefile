@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all test check fuzz bench gpu
+.PHONY: setup all stack reference test check fuzz bench gpu
 
 setup: .venv/ready  ## .venv from the lock
 
@@ -12,6 +12,13 @@ setup: .venv/ready  ## .venv from the lock
 
 all: setup  ## checkpoint -> ONNX -> INT4 -> measured -> gated -> published
 	$(VENV)/python -m build all
+
+stack: setup  ## two arms behind nginx, Prometheus beside them, tried and taken down; Debian: nginx prometheus
+	$(VENV)/python -m build all --only onnx-fp16 gptq-int4-onnx
+	$(VENV)/python -m serve stack artifacts/qwen3-vl-micro/gptq-int4-onnx artifacts/qwen3-vl-micro/onnx-fp16
+
+reference: setup  ## docs/reference, from the schemas
+	$(VENV)/python docs/reference/write.py
 
 test: setup check  ## everything CI holds the project to
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile

@@ -28,7 +28,7 @@ def up(options: argparse.Namespace) -> None:
     commands = arm_commands(policy)
     stopping = threading.Event()
     _stop_on_signals(stopping)
-    with arms(commands, stopping), _process(router_command(options), options.drain + 5) as router:
+    with arms(commands, stopping), started(router_command(options), options.drain + 5) as router:
         while not stopping.wait(0.2):
             if router.poll() is not None:
                 raise UserError(f"the router ended with code {router.returncode}; its reason is above")
@@ -99,7 +99,7 @@ def _keep_running(
     name: str, command: Sequence[str], ready: threading.Event, failed: list[str], stopping: threading.Event
 ) -> None:
     while not stopping.is_set():
-        with _process(command, STOP_S, subprocess.PIPE) as process:
+        with started(command, STOP_S, subprocess.PIPE) as process:
             _relay(name, process, ready, stopping)
         if not ready.is_set() and not stopping.is_set():
             failed.append(name)
@@ -126,9 +126,10 @@ def _relay(
 
 
 @contextmanager
-def _process(
+def started(
     command: Sequence[str], stop_s: float, stderr: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """A program until the block ends; then it may take `stop_s` to end by itself."""
     # In a session of its own: Ctrl-C reaches us alone, and the router drains before its arms end.
     process = subprocess.Popen(command, stderr=stderr, start_new_session=True, bufsize=0)
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,9 +55,31 @@ def test_documented_commands_exist() -> None:
 
 @pytest.mark.parametrize("field", known_fields())
 def test_recipe_fields_are_documented(field: str) -> None:
-    assert f"`{field}`" in (ROOT / "docs" / "recipe.md").read_text()
+    assert f"`{field}`" in (ROOT / "docs" / "reference" / "recipe.md").read_text()
 
 
 @pytest.mark.parametrize("field", Manifest.model_fields)
 def test_manifest_fields_are_documented(field: str) -> None:
     assert f"`{field}`" in (ROOT / "docs" / "artifact.md").read_text()
+
+
+def messages() -> Iterator[str]:
+    """Every text of the sources, with `…` for what is filled in."""
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_trouble_shooting_quotes_what_is_said() -> None:
+    """Quotes of the first column that are sentences, not the names of commands."""
+    table = (ROOT / "docs" / "deploy.md").read_text().split("| what you see |", 1)[1]
+    seen = "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| "))
+    quotes = [
+        quote for quote in re.findall(r"`([^`]+)`", seen) if " " in quote and "build select" not in quote
+    ]
+    assert len(quotes) > 15
+    said = "\n".join(messages())
+    assert [quote for quote in quotes if quote not in said] == []

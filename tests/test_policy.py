@@ -13,7 +13,6 @@ from serve.__main__ import main
 from serve.router.policy import Policy
 from serve.router.reading import SCHEMA, parse_policy, schema
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = """\
 experiment: qwen3-vl-int4        # salt of the sticky hash
 baseline: fp16
@@ -93,9 +92,8 @@ def fields() -> Iterator[tuple[str, str, dict[str, object]]]:
 
 
 @pytest.mark.parametrize(("section", "name", "field"), list(fields()))
-def test_fields_are_described_and_documented(section: str, name: str, field: dict[str, object]) -> None:
+def test_fields_are_described(section: str, name: str, field: dict[str, object]) -> None:
     assert field.get("description"), f"{section}.{name}"
-    assert f"`{name}`" in (ROOT / "docs" / "router.md").read_text()
 
 
 def test_a_broken_file_is_one_line_of_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from tests.oci_registry import oci_registry
 
 TOUR = (ROOT / "docs" / "tour.md").read_text()
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-PATIENCE_S = 600
+PATIENCE_S = 1800
 
 
 class Step(NamedTuple):

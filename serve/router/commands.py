@@ -71,6 +71,15 @@ def add_commands(commands: Any) -> None:
     )
     report.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
+    tried = commands.add_parser(
+        "stack", help="two arms behind nginx and Prometheus, started, tried, taken down"
+    )
+    tried.add_argument("candidate", type=Path, metavar="CANDIDATE", help="folder of a built variant")
+    tried.add_argument("baseline", type=Path, metavar="BASELINE", help="another")
+    tried.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="keeps its files; default a temporary one"
+    )
+
     simulated = commands.add_parser("simulate", help="what the guards do to candidates whose truth is known")
     simulated.add_argument("--experiments", type=int, default=200, metavar="N", help="each; default 200")
     simulated.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
@@ -224,6 +233,13 @@ def simulate(options: argparse.Namespace) -> None:
         print(json.dumps({"outcomes": found}))
 
 
+def stack(options: argparse.Namespace) -> None:
+    """A line for each thing that was seen."""
+    from serve.stack import stack
+
+    stack(options)
+
+
 def schema(options: argparse.Namespace) -> None:
     """The JSON Schema of policies, to stdout."""
     from serve.router.reading import schema
@@ -237,6 +253,7 @@ COMMANDS = {
     "compile": compile_,
     "rollout": rollout,
     "report": report,
+    "stack": stack,
     "simulate": simulate,
     "schema": schema,
 }

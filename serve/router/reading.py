@@ -88,7 +88,7 @@ def _first_problem(error: ValidationError, root: yaml.Node, name: str) -> str:
     line, found = _locate(root, place)
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(place[-1]), set(_fields(Policy)), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "see docs/router.md"
+        hint = f"did you mean {close[0]}?" if close else "see docs/reference/policy.md"
         return f"{name}:{line}: unknown field {where}; {hint}"
     problem = first["msg"].removeprefix("Value error, ")
     shown = (
