@@ -91,7 +91,11 @@ class Quantize(Section):
         description="`default` (the set that ships with the project) or a JSONL file of chat messages.",
     )
     damping: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.01, description="GPTQ: fraction of the Hessian's mean diagonal added to its diagonal."
+        0.01, description="Fraction of the Hessian's mean diagonal added to its diagonal."
+    )
+    max_kl: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="What INT4 may cost, KL in nats on calibration samples: the worst layers get 8 bits.",
     )
 
 

@@ -73,6 +73,7 @@ def quantized(variant: str, base: Entry, source: Source, settings: Quantize, con
                 out,
                 method=method,
                 group_size=settings.group_size,
+                max_kl=settings.max_kl,
                 calibration=calibration,
                 work_dir=scratch,
                 damping=settings.damping,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.config import ModelConfig, read_json
 from engines.errors import UserError
 from engines.int4 import Int4
+from engines.int8 import Int8
 from engines.quantized import Quantization
 from engines.safetensors import read_safetensors
 from engines.tokenizer import load_tokenizer
@@ -74,8 +75,8 @@ class Checkpoint:
             raise UserError(f"{self.path} has no tensor {name}")
         return self._tensors[name]
 
-    def weight(self, prefix: str) -> NDArray[Any] | Int4:
-        """The weight of the layer `prefix` (a name without `.weight`): an array, or Int4 if stored so."""
+    def weight(self, prefix: str) -> NDArray[Any] | Int4 | Int8:
+        """The weight of the layer `prefix` (a name without `.weight`): an array, or integers if stored so."""
         if self.quantization and self.quantization.holds(self._tensors, prefix):
             return self.quantization.read(self._tensors, prefix)
         return self.tensor(f"{prefix}.weight")
@@ -95,7 +96,7 @@ class Checkpoint:
             elif self.quantization and len(shape) == 2 and self.quantization.holds(self._tensors, prefix):
                 if (found := self.quantization.shape(self._tensors, prefix)) != shape:
                     problems.append(
-                        f"{prefix} is a 4-bit weight of shape {found}, config.json asks for {shape}"
+                        f"{prefix} is a quantised weight of shape {found}, config.json asks for {shape}"
                     )
             else:
                 problems.append(f"{name} is missing")

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.int8 import Int8
+
 ZERO_POINT = 8
 ROWS = 8192  # rounded at a time
+W = TypeVar("W", "Int4", Int8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,7 @@ class Int4:
         return grouped.reshape(rows, columns)
 
 
-def stacked(weights: Sequence[Int4]) -> Int4:
+def stacked(weights: Sequence[W]) -> W:
     """The weights of several layers that read the same input as one, outputs one after another.
 
     Raises ValueError unless they have the same inputs and groups.
@@ -63,7 +67,7 @@ def stacked(weights: Sequence[Int4]) -> Int4:
     if len(sizes) != 1:
         raise ValueError(f"groups of {sorted(sizes)}: weights are stacked with groups of one size")
     codes = np.concatenate([weight.codes for weight in weights])
-    return Int4(codes, np.concatenate([weight.scales for weight in weights]), sizes.pop())
+    return type(weights[0])(codes, np.concatenate([weight.scales for weight in weights]), sizes.pop())
 
 
 def nearest(weight: NDArray[np.floating], group_size: int) -> Int4:

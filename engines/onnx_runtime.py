@@ -69,8 +69,9 @@ def open_model(path: Path, threads: int | None, provider: str = CPU, *, replay: 
     # other sessions. 0.1 ms decodes about as fast as the default, and up to twice as fast on busy cores.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     # Folding the casts of 16-bit weights keeps them in fp32: twice the memory, and seconds of loading. The
-    # last level of optimisation, which is about the layout of convolutions, folds them too.
-    folding = ["ConstantFolding"]
+    # last level of optimisation, which is about the layout of convolutions, folds them too. The fusion of
+    # INT4 weights into products reads those in external data wrongly (1.32).
+    folding = ["ConstantFolding", "QDQSelectorActionTransformer"]
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
         settings = {REPLAY[provider]: str(int(replay))} if provider in REPLAY else {}

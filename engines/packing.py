@@ -1,4 +1,4 @@
-"""Exact packings of Int4 into the layouts other software reads, and back.
+"""Exact packings of Int4, and of Int8 where a layout has it, into the layouts other software reads, and back.
 
 Every layout puts eight codes into an int32, the first in the lowest four bits, which on a little-endian
 machine is two codes to a byte, low nibble first. They differ in the axis packed along, the order within
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from engines.errors import UserError
 from engines.int4 import ZERO_POINT, Int4
+from engines.int8 import Int8
 
 Array = NDArray[Any]
 
@@ -28,23 +29,27 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # slot i of an int32 holds the column AWQ_
 GPTQ_STORED_ZERO = {"gptq": ZERO_POINT - 1, "gptq_v2": ZERO_POINT}
 
 
-def to_compressed_tensors(weight: Int4) -> dict[str, Array]:
-    """weight_packed int32 [N, K/8], weight_scale [N, K/group], weight_shape int64 [2]."""
+def to_compressed_tensors(weight: Int4 | Int8) -> dict[str, Array]:
+    """weight_packed int32 [N, K/8], of 8 bits [N, K/4]; weight_scale [N, K/group], weight_shape int64 [2]."""
     return {
-        "weight_packed": _pack(weight.codes),
+        "weight_packed": _pack(weight.codes) if isinstance(weight, Int4) else _pack_bytes(weight.codes),
         "weight_scale": weight.scales,
         "weight_shape": np.array(weight.shape, np.int64),
     }
 
 
-def from_compressed_tensors(tensors: Mapping[str, Array]) -> Int4:
-    """Inverse of `to_compressed_tensors`; UserError for zero points or an activation order."""
+def from_compressed_tensors(tensors: Mapping[str, Array]) -> Int4 | Int8:
+    """Inverse of `to_compressed_tensors`, whose shapes tell the bits; UserError for zero points or an
+    activation order."""
     if extra := [name for name in ("weight_zero_point", "weight_g_idx") if name in tensors]:
-        raise UserError(
-            f"has {extra[0]}: only symmetric 4-bit weights without an activation order are supported"
-        )
+        raise UserError(f"has {extra[0]}: only symmetric weights without an activation order are supported")
     rows, columns = (int(size) for size in tensors["weight_shape"])
-    codes = _unpack(tensors["weight_packed"])
+    packed = tensors["weight_packed"]
+    if packed.shape == (rows, columns // 4) and packed.dtype == np.int32:
+        return Int8(
+            np.ascontiguousarray(packed).view(np.uint8), *_grouped(packed, tensors["weight_scale"], columns)
+        )
+    codes = _unpack(packed)
     if codes.shape != (rows, columns):
         raise UserError(f"weight_packed holds {codes.shape} 4-bit codes, weight_shape says {(rows, columns)}")
     return _int4(codes, tensors["weight_scale"])
@@ -95,11 +100,12 @@ def from_awq(tensors: Mapping[str, Array]) -> Int4:
     return _int4(np.ascontiguousarray(by_input.T), np.ascontiguousarray(tensors["scales"].T))
 
 
-def to_matmulnbits(weight: Int4) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-    """The B and scales inputs of MatMulNBits: uint8 [N, K/group, group/2] and [N, K/group]."""
+def to_matmulnbits(weight: Int4 | Int8) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+    """The B and scales inputs of MatMulNBits: uint8 [N, K/group, group/2], of 8 bits [N, K/group, group], and
+    [N, K/group]."""
     rows, columns = weight.shape
-    blocks = columns // weight.group_size
-    return _nibbles(weight.codes).reshape(rows, blocks, weight.group_size // 2), weight.scales
+    stored = _nibbles(weight.codes) if isinstance(weight, Int4) else weight.codes
+    return stored.reshape(rows, columns // weight.group_size, -1), weight.scales
 
 
 def from_matmulnbits(blob: NDArray[np.uint8], scales: NDArray[np.floating]) -> Int4:
@@ -118,12 +124,17 @@ def to_dequantizelinear(weight: Int4) -> tuple[NDArray[np.uint8], NDArray[np.flo
 
 
 def _int4(codes: NDArray[np.uint8], scales: Array) -> Int4:
-    rows, columns = codes.shape
+    return Int4(codes, *_grouped(codes, scales, codes.shape[1]))
+
+
+def _grouped(codes: Array, scales: Array, columns: int) -> tuple[Array, int]:
+    """Scales as they are computed with, and the columns of a group."""
+    rows = len(codes)
     if scales.ndim != 2 or scales.shape[0] != rows or not scales.shape[1] or columns % scales.shape[1]:
         raise UserError(f"scales {scales.shape} do not fit a weight of {rows} outputs and {columns} inputs")
     # bfloat16 widens to float32 without loss; float16 and float32 stay as they are.
     exact = scales if scales.dtype in (np.float16, np.float32) else scales.astype(np.float32)
-    return Int4(codes, exact, columns // scales.shape[1])
+    return exact, columns // scales.shape[1]
 
 
 def _check_zeros(zeros: NDArray[np.uint8], expected: int) -> None:
@@ -149,6 +160,13 @@ def _pack(codes: NDArray[np.uint8]) -> NDArray[np.int32]:
     if codes.shape[-1] % 8:
         raise UserError(f"{codes.shape[-1]} codes do not fill int32s: this layout needs a multiple of 8")
     return np.ascontiguousarray(_nibbles(codes)).view("<i4")
+
+
+def _pack_bytes(codes: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Four codes to an int32 along the last axis, the first in the lowest byte."""
+    if codes.shape[-1] % 4:
+        raise UserError(f"{codes.shape[-1]} codes do not fill int32s: this layout needs a multiple of 4")
+    return np.ascontiguousarray(codes).view("<i4")
 
 
 def _unpack(packed: Array) -> NDArray[np.uint8]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engines.errors import UserError
 from engines.int4 import Int4
+from engines.int8 import Int8
 from engines.packing import GPTQ_STORED_ZERO, Array, from_autogptq, from_awq, from_compressed_tensors
 
 PARTS = {
@@ -30,13 +32,16 @@ class Quantization:
     method: str
     group_size: int | None
     checkpoint_format: str = "gptq"
+    eight_bit: tuple[str, ...] = ()  # regular expressions of the linears that have 8 bits instead of 4
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Quantization:
-        """UserError for anything but weight-only symmetric 4-bit integers in one of the three layouts."""
+        """UserError for anything but weight-only symmetric 4-bit integers in one of the three layouts; of
+        compressed-tensors some linears may have 8 bits."""
         method = data.get("quant_method")
         if method == "compressed-tensors":
-            return cls(method, _compressed_tensors_group(data))
+            group_size, eight_bit = _compressed_tensors_groups(data)
+            return cls(method, group_size, eight_bit=eight_bit)
         if method not in PARTS:
             raise UserError(
                 f"quantization_config: quant_method {method!r}, expected one of {', '.join(PARTS)}"
@@ -56,34 +61,42 @@ class Quantization:
         return cls(method, _group_size(data.get("group_size")))
 
     def holds(self, names: Mapping[str, object], prefix: str) -> bool:
-        """Whether the checkpoint stores the linear `prefix` in 4 bits."""
+        """Whether the checkpoint stores the linear `prefix` in few bits."""
         return f"{prefix}.{PARTS[self.method][0]}" in names
+
+    def bits(self, prefix: str) -> int:
+        """Of the codes of the linear `prefix`, if it is stored in few."""
+        return 8 if any(re.match(pattern, prefix) for pattern in self.eight_bit) else 4
 
     def shape(self, tensors: Mapping[str, Array], prefix: str) -> tuple[int, int]:
         """(outputs, inputs) of the linear `prefix`, from the packed tensor's shape alone."""
         packed = self._parts(tensors, prefix)[PARTS[self.method][0]]
         rows, columns = packed.shape if packed.ndim == 2 else (0, 0)
         shapes = {
-            "compressed-tensors": (rows, columns * 8),
+            "compressed-tensors": (rows, columns * 32 // self.bits(prefix)),
             "gptq": (columns, rows * 8),
             "awq": (columns * 8, rows),
         }
         return shapes[self.method]
 
-    def read(self, tensors: Mapping[str, Array], prefix: str) -> Int4:
+    def read(self, tensors: Mapping[str, Array], prefix: str) -> Int4 | Int8:
         """The linear `prefix` in canonical form; UserError naming it if that cannot be exact."""
         parts = self._parts(tensors, prefix)
         try:
             if self.method == "gptq":
-                weight = from_autogptq(parts, self.checkpoint_format)
+                weight: Int4 | Int8 = from_autogptq(parts, self.checkpoint_format)
+            elif self.method == "awq":
+                weight = from_awq(parts)
             else:
-                weight = {"awq": from_awq, "compressed-tensors": from_compressed_tensors}[self.method](parts)
+                weight = from_compressed_tensors(parts)
         except ValueError as error:
             raise UserError(f"{prefix}: {error}") from None
         if weight.group_size != (self.group_size or weight.shape[1]):
             raise UserError(
                 f"{prefix} has groups of {weight.group_size}, quantization_config says {self.group_size}"
             )
+        if isinstance(weight, Int8) != (self.bits(prefix) == 8):
+            raise UserError(f"{prefix} is not stored in the {self.bits(prefix)} bits of quantization_config")
         return weight
 
     def _parts(self, tensors: Mapping[str, Array], prefix: str) -> dict[str, Array]:
@@ -95,25 +108,42 @@ class Quantization:
         return parts
 
 
-def _compressed_tensors_group(data: dict[str, Any]) -> int | None:
+def _compressed_tensors_groups(data: dict[str, Any]) -> tuple[int | None, tuple[str, ...]]:
+    """The columns of a group, and which linears have 8 bits: those an 8-bit entry names by re:PATTERN."""
     if data.get("format") != "pack-quantized":
         raise UserError(f"quantization_config: format {data.get('format')!r}, expected 'pack-quantized'")
-    groups = data.get("config_groups")
-    if not isinstance(groups, dict) or len(groups) != 1:
-        raise UserError("quantization_config: expected exactly one entry in config_groups")
-    (group,) = groups.values()
-    weights = group.get("weights") or {}
-    found = (weights.get("num_bits"), weights.get("type", "int"), weights.get("symmetric", True))
-    if found != (4, "int", True):
+    entries = data.get("config_groups")
+    if not isinstance(entries, dict) or not entries:
+        raise UserError("quantization_config: expected an entry in config_groups")
+    if data.get("kv_cache_scheme"):
+        raise UserError("quantization_config quantizes the KV cache: only weight-only is supported")
+    sizes: dict[int, int | None] = {}
+    eight_bit: tuple[str, ...] = ()
+    for entry in entries.values():
+        weights = entry.get("weights") or {}
+        bits, kind = weights.get("num_bits"), weights.get("type", "int")
+        symmetric = weights.get("symmetric", True)
+        if bits in sizes or bits not in (4, 8) or kind != "int" or not symmetric:
+            raise UserError(_unsupported(f"{bits} bits, type {kind}, symmetric={symmetric}"))
+        if entry.get("input_activations") or entry.get("output_activations"):
+            raise UserError("quantization_config quantizes activations: only weight-only is supported")
+        sizes[bits] = _group_size(weights.get("group_size"))
+        if bits == 8:
+            eight_bit = tuple(str(target) for target in entry.get("targets") or ["nothing"])
+    if 4 not in sizes or len(set(sizes.values())) > 1:
         raise UserError(
-            f"quantization_config: weights of {found[0]} bits, type {found[1]}, symmetric={found[2]}: "
-            "only symmetric 4-bit integers are supported"
+            _unsupported(f"{', '.join(map(str, sizes))} bits in groups of {list(sizes.values())}")
         )
-    if group.get("input_activations") or group.get("output_activations") or data.get("kv_cache_scheme"):
-        raise UserError(
-            "quantization_config quantizes activations or the KV cache: only weight-only is supported"
-        )
-    return _group_size(weights.get("group_size"))
+    if not all(target.startswith("re:") for target in eight_bit):
+        raise UserError(f"quantization_config: 8 bits for {eight_bit}, expected re:PATTERN of linears' names")
+    return sizes[4], tuple(target.removeprefix("re:") for target in eight_bit)
+
+
+def _unsupported(found: str) -> str:
+    return (
+        f"quantization_config: weights of {found}: only symmetric 4-bit integers are supported, and 8-bit "
+        "ones beside them in groups of the same size"
+    )
 
 
 def _group_size(value: Any) -> int | None:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from engines.checkpoint import Checkpoint
 from engines.int4 import ZERO_POINT, Int4
+from engines.int8 import ZERO_POINT as INT8_ZERO
+from engines.int8 import Int8
 
 BLOCK = 1 << 20  # weights widened at once: 4 MB in float32, which a last-level cache holds
 
@@ -28,10 +30,10 @@ BLOCK = 1 << 20  # weights widened at once: 4 MB in float32, which a last-level 
 class StoredLinear(nn.Module):
     """y [..., N] = x [..., K] W^T + b, with W [N, K] as stored, computed in x's type."""
 
-    def __init__(self, weight: Tensor | Int4, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor | Int4 | Int8, bias: Tensor | None) -> None:
         super().__init__()
         # Plain attributes: a module's parameters decide in which type transformers computes.
-        self.stored: Tensor | Codes = Codes(weight) if isinstance(weight, Int4) else weight
+        self.stored: Tensor | Codes = Codes(weight) if isinstance(weight, Int4 | Int8) else weight
         self.bias = bias
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> StoredLinear:
@@ -55,11 +57,12 @@ class StoredLinear(nn.Module):
 
 
 class Codes:
-    """A 4-bit weight that gives slices of rows as float32; a byte to a code."""
+    """A 4- or 8-bit weight that gives slices of rows as float32; a byte to a code."""
 
-    def __init__(self, weight: Int4) -> None:
+    def __init__(self, weight: Int4 | Int8) -> None:
         self.shape = weight.shape
-        self.codes = torch.from_numpy(weight.codes.view(np.int8)).sub_(ZERO_POINT)
+        zero = np.uint8(ZERO_POINT if isinstance(weight, Int4) else INT8_ZERO)
+        self.codes = torch.from_numpy((weight.codes - zero).view(np.int8))  # around the byte: -128 is 128
         self.scales = torch.from_numpy(weight.scales.astype(np.float32))[..., None]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Codes:
@@ -101,7 +104,7 @@ def assign(module: Any, checkpoint: Checkpoint, dtype: torch.dtype, prefix: str 
             if child.bias is not None:
                 bias = to_torch(checkpoint.tensor(f"{prefix}{name}.bias")).to(dtype)
             weight = checkpoint.weight(_stored_name(checkpoint, prefix + name))
-            stored = weight if isinstance(weight, Int4) else to_torch(weight)
+            stored = weight if isinstance(weight, Int4 | Int8) else to_torch(weight)
             setattr(owner, name.rpartition(".")[2], StoredLinear(stored, bias))
         elif name.endswith("embed_tokens"):
             table = to_torch(checkpoint.tensor(f"{prefix}{name}.weight"))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from engines.errors import UserError
 
@@ -53,7 +54,14 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=0.01,
         metavar="D",
-        help="gptq: share of the Hessian's mean diagonal added to it; default 0.01",
+        help="gptq, awq: share of the Hessian's mean diagonal added to it; default 0.01",
+    )
+    top.add_argument("--sensitivity", action="store_true", help="measure what the 4 bits of each layer cost")
+    top.add_argument(
+        "--max-kl",
+        type=_positive,
+        metavar="NATS",
+        help="keep the worst layers in 8 bits, as many as it takes to stay below; implies --sensitivity",
     )
     top.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return top
@@ -79,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 work_dir=work_dir,
                 format=options.format,
                 damping=options.damping,
+                sensitivity=options.sensitivity,
+                max_kl=options.max_kl,
                 progress=report,
             )
         shutil.rmtree(work_dir)
@@ -95,7 +105,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{options.out}: {options.method}, groups of {options.group_size}, mean relative output error "
             f"{summary['error']:.4f} (round-to-nearest {summary['rtn_error']:.4f})"
         )
+        if "sensitivity" in summary:
+            print("\n".join(costs(summary)))
     return 0
+
+
+def costs(summary: dict[str, Any]) -> list[str]:
+    """What the layers cost, the worst first, and what all do together."""
+    found, kept = summary["sensitivity"], summary["eight_bit"]
+    worst = sorted(range(len(found)), key=lambda index: -found[index])
+    lines = [f"layer {i}: KL {found[i]:.5f} in 4 bits{', kept in 8' if i in kept else ''}" for i in worst]
+    return [*lines, f"all layers, {len(kept)} of them in 8 bits: KL {summary['kl']:.5f}"]
+
+
+def _positive(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
+    return found
 
 
 @contextmanager
@@ -110,7 +140,10 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # The pace of the last ten minutes: by default rich forgets after 30 s, less than a layer may take.
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bars:
-        tasks = {step: bars.add_task(step, total=None) for step in ("calibrate", "quantize", "write")}
+        tasks = {
+            step: bars.add_task(step, total=None)
+            for step in ("calibrate", "quantize", "sensitivity", "write")
+        }
         yield lambda step, done, total: bars.update(tasks[step], completed=done, total=total)
 
 

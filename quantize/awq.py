@@ -1,8 +1,8 @@
-"""AWQ (Lin et al. 2023, arXiv:2306.00978): scale up the channels with large activations, then clip.
+"""AWQ (Lin et al. 2023, arXiv:2306.00978): scale up the channels with large activations.
 
 Multiplying a column of W by s and dividing its input by s changes nothing in exact arithmetic, but gives that
 column a finer grid. The division is folded into whatever makes the input (a norm or an earlier linear), so
-the checkpoint keeps its standard form.
+the checkpoint keeps its standard form. AWQ itself then rounds to nearest; here GPTQ rounds what was scaled.
 
 """
 

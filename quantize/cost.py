@@ -33,9 +33,8 @@ def operations(config: ModelConfig, method: str, tokens: int, group_size: int) -
         total += 2 * tokens * N * K * (2 if linears == 1 else 1)
         total += tokens * K * (K + MOMENT_BLOCK)
         total += 3 * linears * 2 * ERROR_ROWS * K * K
-        if method == "gptq":
+        if method != "rtn":
             total += 2 / 3 * K**3 + N * K * K + SHRINKS * N * K * ROUNDING
         if method == "awq":
-            total += SHRINKS * N * K * (ROUNDING + 2 * group_size)
             total += scaled * RATIOS * ERROR_ROWS * K * (2 * K + 6 * (ROUNDING + 2 * group_size))
     return total * text.num_hidden_layers

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from engines.int4 import Int4
-from quantize.awq import channel_scales, clipped, fold_into_linear, fold_into_norm, output_error, sampled
+from quantize.awq import channel_scales, fold_into_linear, fold_into_norm, output_error, sampled
 from quantize.gptq import gptq
 from quantize.layers import Group, Statistics, Tensors
 from quantize.rtn import rtn
@@ -15,7 +15,7 @@ from quantize.rtn import rtn
 
 @dataclass
 class Quantized:
-    """A layer as far as it is quantised, group by group, by "rtn", "gptq" or "awq".
+    """A layer as far as it is quantised, group by group, by "rtn", "gptq" or "awq", which GPTQ rounds too.
 
     linears: in 4 bits, as they are stored; changed: other tensors the method changed; errors: relative RMSE
     of each linear's outputs on the calibration set, and that of plain round-to-nearest.
@@ -40,11 +40,10 @@ class Quantized:
         s = torch.ones(W.shape[1])
         if self.method == "awq":
             s = self._fold(group, W, hessian, found.magnitude)
-            stored = clipped(W, s, hessian, self.group_size)
-        elif self.method == "gptq":
-            stored = gptq(W, hessian, self.group_size, damping=self.damping)
-        else:
+        if self.method == "rtn":
             stored = rtn(W, self.group_size)
+        else:
+            stored = gptq(W * s, hessian / s / s[:, None], self.group_size, damping=self.damping)
         effective = torch.from_numpy(stored.dequantize()).div_(s)
         start, weights = 0, {}
         for name, part in zip(names, parts, strict=True):

@@ -8,25 +8,31 @@ killed goes on from there and ends with the same bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 
 from engines.artifact import canonical_digest, hash_file
 from engines.checkpoint import Checkpoint
 from engines.errors import UserError
+from engines.int4 import Int4
+from engines.int8 import Int8
 from engines.processor import Processor
 from quantize.calibration import Sample, prepare, read_samples, receipt
-from quantize.capture import capture
-from quantize.layers import LINEARS, Decoder, add_deepstack, layer_prefix, load_layer
+from quantize.capture import capture, to_torch
+from quantize.layers import LINEARS, Decoder, Tensors, add_deepstack, layer_prefix, load_layer
 from quantize.methods import Quantized
+from quantize.rtn import rtn8
+from quantize.sensitivity import Mixture, mixture, sample
 from quantize.work import Work
-from quantize.writer import FORMATS, quantization_config, write_checkpoint
+from quantize.writer import FORMATS, Array, quantization_config, write_checkpoint
 
-VERSION = 2  # of the algorithms; part of the key under which unfinished work is found again
+VERSION = 3  # of the algorithms; part of the key under which unfinished work is found again
 METHODS = ("rtn", "gptq", "awq")
 GROUP_SIZES = (32, 64, 128)
 Progress = Callable[[str, int, int], None]
@@ -42,6 +48,8 @@ def quantize_checkpoint(
     work_dir: Path,
     format: str = "compressed-tensors",
     damping: float = 0.01,
+    sensitivity: bool = False,
+    max_kl: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantises the decoder's linears to symmetric 4 bits and writes a standard checkpoint.
@@ -54,6 +62,8 @@ def quantize_checkpoint(
         work_dir: holds unfinished work, under a key of everything the result depends on; emptied at the end.
         format: "compressed-tensors", "gptq" (AutoGPTQ) or "awq" (AWQ GEMM).
         damping: GPTQ's share of the mean diagonal of the Hessian added to it.
+        sensitivity: whether to measure what each layer costs (quantize.sensitivity).
+        max_kl: what all may cost together, in nats; the worst layers are kept in 8 bits to stay below.
         progress: called with the name of the step, how many of its units are done, and of how many.
 
     Returns the content of quantization.json, which with the receipt calibration.json is written beside the
@@ -66,6 +76,8 @@ def quantize_checkpoint(
         raise UserError(f"{out} already exists: choose another output, or remove it first")
     source = Checkpoint.open(checkpoint)
     _check(source, method, group_size, format)
+    if max_kl is not None and format != "compressed-tensors":
+        raise UserError(f"layers in 8 bits beside 4: the layout {format} has none, use compressed-tensors")
     settings = {"method": method, "group_size": group_size, "damping": damping, "version": VERSION}
     samples = read_samples(calibration)
     inputs = {path.name: hash_file(path).sha256 for path in source.files()}
@@ -77,12 +89,19 @@ def quantize_checkpoint(
             work = Work(work_dir / canonical_digest(settings | inputs).removeprefix("sha256:")[:16])
             seen = _quantize_layers(source, work, Path(calibration), samples, settings, report)
             summary = _summary(settings, format, source, work, seen)
+            kept: tuple[int, ...] = ()
+            if sensitivity or max_kl is not None:
+                found = _mixture(source, work, samples, group_size, max_kl, report)
+                kept, summary = found.eight_bit, summary | asdict(found)
             report("write", 0, 1)
             write_checkpoint(
                 source,
                 Path(out),
-                layers=(work.layer(index) for index in range(source.config.text.num_hidden_layers)),
-                config=quantization_config(format, group_size, damping),
+                layers=(
+                    (eight_bits(source, index, group_size), {}) if index in kept else work.layer(index)
+                    for index in range(source.config.text.num_hidden_layers)
+                ),
+                config=quantization_config(format, group_size, damping, kept),
                 documents={"quantization.json": summary, "calibration.json": seen},
             )
             report("write", 1, 1)
@@ -143,6 +162,41 @@ def _quantize_layers(
     return work.receipt()
 
 
+def _mixture(
+    source: Checkpoint,
+    work: Work,
+    samples: list[Sample],
+    group_size: int,
+    limit: float | None,
+    report: Progress,
+) -> Mixture:
+    """What the finished layers cost, and which to keep in 8 bits."""
+
+    def rounded(index: int, linears: Mapping[str, Int4 | Int8], changed: Mapping[str, Array]) -> Tensors:
+        names = layer_prefix(index)
+        weights = {f"{name}.weight": torch.from_numpy(found.dequantize()) for name, found in linears.items()}
+        weights |= {name: to_torch(array) for name, array in changed.items()}
+        return load_layer(source, index) | {name.removeprefix(names): x for name, x in weights.items()}
+
+    prompts = sample(prepare(samples, Processor.load(source.path)))
+    return mixture(
+        source,
+        prompts,
+        lambda index: rounded(index, *work.layer(index)),
+        lambda index: rounded(index, eight_bits(source, index, group_size), {}),
+        limit,
+        lambda done, total: report("sensitivity", done, total),
+    )
+
+
+def eight_bits(source: Checkpoint, index: int, group_size: int) -> dict[str, Int8]:
+    """A layer's linears in 8 bits, by full name."""
+    tensors = load_layer(source, index)
+    return {
+        layer_prefix(index) + name: rtn8(tensors[f"{name}.weight"].float(), group_size) for name in LINEARS
+    }
+
+
 def _summary(
     settings: dict[str, Any], layout: str, source: Checkpoint, work: Work, seen: dict[str, Any]
 ) -> dict[str, Any]:
@@ -157,7 +211,7 @@ def _summary(
         "group_size": settings["group_size"],
         "symmetric": True,
         "format": layout,
-        "damping": settings["damping"] if settings["method"] == "gptq" else None,
+        "damping": settings["damping"] if settings["method"] != "rtn" else None,
         "components": [f"model.language_model.layers.*.{name}" for name in LINEARS],
         "calibration": {name: value for name, value in seen.items() if name != "items"},
         "error": mean("error"),

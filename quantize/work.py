@@ -12,6 +12,7 @@ import torch
 from engines.artifact import write_json
 from engines.config import read_json
 from engines.int4 import Int4
+from engines.int8 import Int8
 from engines.packing import from_compressed_tensors, to_compressed_tensors
 from engines.safetensors import read_safetensors
 from quantize.capture import Activations, to_torch
@@ -82,7 +83,7 @@ class Work:
         write_safetensors(self._hidden(index + 1), {"hidden": hidden.numpy()})
         self._hidden(index).unlink()
 
-    def layer(self, index: int) -> tuple[dict[str, Int4], dict[str, Array]]:
+    def layer(self, index: int) -> tuple[dict[str, Int4 | Int8], dict[str, Array]]:
         """A finished layer's 4-bit linears and changed tensors, by full name."""
         tensors, prefix = read_safetensors(self._layer(index)), layer_prefix(index)
         linears = {}

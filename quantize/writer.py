@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from engines.artifact import write_json
 from engines.checkpoint import SIDE_FILES, SINGLE, Checkpoint
 from engines.config import read_json
 from engines.int4 import Int4
+from engines.int8 import Int8
 from engines.packing import to_autogptq, to_awq, to_compressed_tensors
 from engines.safetensors import stream_safetensors
 
 Array = NDArray[Any]
 
-PACKINGS: dict[str, Callable[[Int4], dict[str, Array]]] = {
+PACKINGS: dict[str, Callable[[Any], dict[str, Array]]] = {
     "compressed-tensors": to_compressed_tensors,
     "gptq": to_autogptq,
     "awq": to_awq,
@@ -26,8 +27,13 @@ PACKINGS: dict[str, Callable[[Int4], dict[str, Array]]] = {
 FORMATS = tuple(PACKINGS)
 
 
-def quantization_config(layout: str, group_size: int, damping: float) -> dict[str, Any]:
-    """What config.json says of the weights, in the spelling of the layout's own tool."""
+def quantization_config(
+    layout: str, group_size: int, damping: float, eight_bit: Sequence[int] = ()
+) -> dict[str, Any]:
+    """What config.json says of the weights, in the spelling of the layout's own tool.
+
+    eight_bit: decoder layers in 8 bits, which only compressed-tensors has.
+    """
     if layout == "gptq":
         return {
             "quant_method": "gptq",
@@ -49,26 +55,31 @@ def quantization_config(layout: str, group_size: int, damping: float) -> dict[st
             "version": "gemm",
             "modules_to_not_convert": ["visual"],
         }
-    weights = {
-        "num_bits": 4,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "group",
-        "group_size": group_size,
-        "dynamic": False,
-    }
+
+    def entry(bits: int, target: str) -> dict[str, Any]:
+        weights = {
+            "num_bits": bits,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "group",
+            "group_size": group_size,
+            "dynamic": False,
+        }
+        return {
+            "targets": [target],
+            "weights": weights,
+            "input_activations": None,
+            "output_activations": None,
+        }
+
+    # What names a layer goes before what names a class.
+    layers = "|".join(map(str, eight_bit))
+    mixed = {"group_1": entry(8, rf"re:.*\.layers\.({layers})\..*_proj")} if eight_bit else {}
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": weights,
-                "input_activations": None,
-                "output_activations": None,
-            }
-        },
+        "config_groups": {"group_0": entry(4, "Linear"), **mixed},
         "ignore": ["lm_head", "re:.*visual.*"],
     }
 
@@ -77,14 +88,14 @@ def write_checkpoint(
     source: Checkpoint,
     out: Path,
     *,
-    layers: Iterable[tuple[Mapping[str, Int4], Mapping[str, Array]]],
+    layers: Iterable[tuple[Mapping[str, Int4 | Int8], Mapping[str, Array]]],
     config: dict[str, Any],
     documents: Mapping[str, Any],
 ) -> None:
     """Writes the folder `out` in one step: the source with its layers' linears packed.
 
     Args:
-        layers: for each, 4-bit weights by the name of their linear, and tensors to replace.
+        layers: for each, 4- or 8-bit weights by the name of their linear, and tensors to replace.
         config: the quantization_config.
         documents: further JSON files by name.
 

@@ -75,10 +75,10 @@ def log_probabilities(folder: Path, prompts: list[Inputs], keep: list[int]) -> t
     return torch.from_numpy(kept).double().log_softmax(-1)
 
 
-def test_gptq_loses_less_than_awq_and_awq_less_than_rounding(quantized: dict[str, Path]) -> None:
+def test_gptq_and_awq_lose_less_than_rounding(quantized: dict[str, Path]) -> None:
     gptq, awq, rtn = (summary(quantized[method]) for method in ("gptq", "awq", "rtn"))
     assert rtn["error"] == rtn["rtn_error"]
-    assert gptq["error"] < 0.75 * awq["error"] < 0.75 * rtn["error"]
+    assert max(gptq["error"], awq["error"]) < 0.65 * rtn["error"]
     for layer in gptq["layers"]:
         assert list(layer) == list(LINEARS)
         assert all(linear["error"] < linear["rtn_error"] for linear in layer.values())

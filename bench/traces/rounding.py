@@ -53,7 +53,7 @@ def checkpoint_formats(checkpoint: Checkpoint) -> Formats:
         return {}
     first = PARTS[quantization.method][0]
     stored = [name.removesuffix(f".{first}") for name in checkpoint.names() if name.endswith(f".{first}")]
-    return {name: Format("int", 4, quantization.group_size) for name in stored}
+    return {name: Format("int", quantization.bits(name), quantization.group_size) for name in stored}
 
 
 @contextmanager

@@ -11,6 +11,8 @@ Where the tokens stand and how the cache is bound is each dialect's own. Output:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from engines.checkpoint import Checkpoint
@@ -18,6 +20,7 @@ from engines.graphs import Dialect
 from engines.graphs.head import head
 from engines.graphs.standard import Standard
 from engines.int4 import Int4, stacked
+from engines.int8 import Int8
 from engines.onnx_files import EmbeddingTable
 
 MODEL = "model.language_model"
@@ -90,20 +93,20 @@ def _mlp(graph: Dialect, checkpoint: Checkpoint, prefix: str, x: str) -> str:
 
 
 def _linears(graph: Dialect, checkpoint: Checkpoint, prefix: str, names: list[str], x: str) -> list[str]:
-    """Several layers of one input; in 4 bits as one product, which a CPU finishes a tenth sooner for a token.
+    """Several layers of one input; in few bits as one product, which a CPU finishes a tenth sooner.
 
     Not for TensorRT: it writes such a product out in memory before it splits it.
     """
     weights = [checkpoint.weight(f"{prefix}.{name}") for name in names]
-    int4 = [weight for weight in weights if isinstance(weight, Int4)]
+    rounded: list[Any] = [weight for weight in weights if isinstance(weight, Int4 | Int8)]
     if (
         isinstance(graph, Standard)
-        or len(int4) < len(weights)
-        or len({weight.group_size for weight in int4}) > 1
+        or len(rounded) < len(weights)
+        or len({(type(weight), weight.group_size) for weight in rounded}) > 1
     ):
         return [graph.linear(f"{prefix}.{name}", x, w) for name, w in zip(names, weights, strict=True)]
-    joint = graph.linear(f"{prefix}.{'+'.join(names)}", x, stacked(int4))
-    sizes = graph.constant([len(weight.codes) for weight in int4])
+    joint = graph.linear(f"{prefix}.{'+'.join(names)}", x, stacked(rounded))
+    sizes = graph.constant([len(weight.codes) for weight in rounded])
     return graph.ops("Split", [joint, sizes], [f"{prefix}.{name}" for name in names], axis=-1)
 
 

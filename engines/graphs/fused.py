@@ -69,11 +69,11 @@ class Fused(Graph):
         return self.cast(self.stored(name, array), np.float32)
 
     def linear(self, name: str, x: str, weight: Array | Int4 | Int8, bias: Array | None = None) -> str:
-        """x @ weight.T (+ bias) for a weight [N, K]; Int8 weights also have x rounded to 8 bits."""
-        if isinstance(weight, Int4):
-            y = self._matmul_int4(name, x, weight)
-        elif isinstance(weight, Int8):
+        """x @ weight.T (+ bias) for a weight [N, K]; in a graph of 8-bit products Int8 has x rounded too."""
+        if isinstance(weight, Int8) and self.int8:
             y = self._matmul_int8(name, x, weight)
+        elif isinstance(weight, Int4 | Int8):
+            y = self._matmul_nbits(name, x, weight)
         else:
             y = self.op("MatMul", [x, self._widened(f"{name}.weight", x, weight.T)], name=name)
         if bias is None:
@@ -95,7 +95,7 @@ class Fused(Graph):
             self._widths[x] = self.op("Shape", [x], name=f"{x}.width", start=-1)
         return self._widths[x]
 
-    def _matmul_int4(self, name: str, x: str, weight: Int4) -> str:
+    def _matmul_nbits(self, name: str, x: str, weight: Int4 | Int8) -> str:
         rows, columns = weight.shape
         size = weight.group_size
         if size < 16 or size & (size - 1):
@@ -108,7 +108,7 @@ class Fused(Graph):
         shape = {
             "N": rows,
             "K": columns,
-            "bits": 4,
+            "bits": 4 if isinstance(weight, Int4) else 8,
             "block_size": size,
             "accuracy_level": self.accuracy_level,
         }
@@ -121,7 +121,7 @@ class Fused(Graph):
         peak = self.op("Max", [peak, self.constant(TINY, np.float32)], name=f"{name}.peak")
         even = self.op("Div", [x, peak], name=f"{name}.even")
         codes = self.initializer(f"{name}.codes", np.ascontiguousarray(weight.codes.T))
-        scales = self.vector(f"{name}.scales", weight.scales)
+        scales = self.vector(f"{name}.scales", weight.scales[:, 0])
         zero = self.constant(np.full(len(weight.scales), INT8_ZERO), np.uint8)
         y = self.op(
             "DynamicQuantizeMatMul", [even, codes, scales, zero], name=f"{name}.rows", domain=MICROSOFT

@@ -39,8 +39,12 @@ class Standard(Graph):
         return self.initializer(name, halved(array, name))
 
     def linear(self, name: str, x: str, weight: Array | Int4 | Int8, bias: Array | None = None) -> str:
-        """x @ weight.T (+ bias) for a weight [N, K]; 4-bit codes stay 4 bits in a compiled engine."""
-        assert not isinstance(weight, Int8), "8-bit weights are the fused dialect's"
+        """x @ weight.T (+ bias) for a weight [N, K]; 4-bit codes stay 4 bits in a compiled engine.
+
+        8-bit ones become fp16: TensorRT has no product of fp16 with groups of them.
+        """
+        if isinstance(weight, Int8):
+            weight = weight.dequantize()
         if isinstance(weight, Int4):
             matrix = self._dequantized(name, weight)
         else:

@@ -14,7 +14,6 @@ import numpy as np
 
 from engines.checkpoint import Checkpoint
 from engines.graphs import Dialect
-from engines.int4 import Int4
 from engines.int8 import nearest
 
 VISUAL = "model.visual"
@@ -104,6 +103,6 @@ def _norm(graph: Dialect, checkpoint: Checkpoint, name: str, x: str) -> str:
 
 def _linear(graph: Dialect, checkpoint: Checkpoint, name: str, x: str) -> str:
     weight, bias = checkpoint.weight(name), checkpoint.tensor(f"{name}.bias")
-    if graph.int8 and not isinstance(weight, Int4):
+    if graph.int8 and isinstance(weight, np.ndarray):
         return graph.linear(name, x, nearest(weight), bias)
     return graph.linear(name, x, weight, bias)
