@@ -216,6 +216,13 @@ def router(options: Namespace) -> int:
     return 0
 
 
+def trust(options: Namespace) -> int:
+    """How often the gate errs about candidates whose truth is known."""
+    from bench.trust.commands import trust as planted
+
+    return planted(options)
+
+
 def micro(options: Namespace) -> int:
     """Trains the embedded checkpoint from nothing."""
     from bench.micro.train import train
