@@ -218,6 +218,28 @@ def parser() -> argparse.ArgumentParser:
     )
     router.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
+    trust = commands.add_parser(
+        "trust", epilog=EXIT_CODES, help="is the gate right about models whose truth is known"
+    )
+    trust.add_argument(
+        "--draws", type=_positive, default=200, metavar="N", help="verdicts on each candidate; default 200"
+    )
+    trust.add_argument("--items", type=_positive, default=1000, metavar="N", help="of a draw; default 1000")
+    trust.add_argument(
+        "--pool", type=_positive, default=1440, metavar="N", help="different items to draw from; default 1440"
+    )
+    trust.add_argument(
+        "--processes", type=_natural, default=80, metavar="N", help="for memory; 0 is not at all; default 80"
+    )
+    trust.add_argument("--accuracy-margin", type=float, default=2.0, metavar="POINTS", help="default 2")
+    trust.add_argument("--slice-margin", type=float, default=10.0, metavar="POINTS", help="default 10")
+    trust.add_argument("--latency-ratio", type=float, default=1.15, metavar="R", help="default 1.15")
+    trust.add_argument("--seed", type=_natural, default=0, metavar="S", help="of items and draws; default 0")
+    trust.add_argument(
+        "--threads", type=_positive, metavar="N", help="CPU threads; default one for each core"
+    )
+    trust.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
     micro = commands.add_parser("micro", help="train the embedded checkpoint again")
     micro.add_argument("-o", "--out", type=Path, default=Path("micro-checkpoint"), metavar="DIR")
     micro.add_argument(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 FIDELITY_ITEMS = 100
+MAX_GROWTH = 65_536  # bytes that may be kept of a request
 
 
 def accuracy(options: Namespace) -> int:
@@ -99,6 +100,7 @@ def compare(options: Namespace) -> int:
             peak_memory_bytes=memory[1].peak_memory_bytes,
             baseline_peak_memory_bytes=memory[0].peak_memory_bytes,
             memory_at=(limits.context, limits.batch),
+            resident_bytes=memory[1].resident_bytes,
         ),
         limits,
     )
@@ -214,6 +216,13 @@ def router(options: Namespace) -> int:
     return 0
 
 
+def trust(options: Namespace) -> int:
+    """How often the gate errs about candidates whose truth is known."""
+    from bench.trust.commands import trust as planted
+
+    return planted(options)
+
+
 def micro(options: Namespace) -> int:
     """Trains the embedded checkpoint from nothing."""
     from bench.micro.train import train
@@ -261,6 +270,7 @@ def _limits(options: Namespace) -> Limits:
         return Limits(
             accuracy_margin=options.accuracy_margin,
             slice_margin=options.slice_margin,
+            max_growth_bytes=MAX_GROWTH,
             context=options.context,
             batch=options.batch,
             **ratios,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 
 from bench.accuracy import Observation
+from bench.growth import grows
 from bench.noise import slower
 from bench.noninferiority import no_answers, overall, slices
 from bench.resources import human_size
@@ -33,6 +34,7 @@ def gate(measurements: Measurements, limits: Limits, today: date | None = None) 
         *_divergence(measurements, limits),
         *slower(measurements, limits),
         *_budget(measurements, limits),
+        *grows(measurements, limits),
     ]
     checks, waivers = waive(made, limits.waivers, today or date.today())
     found = {check.verdict for check in checks if not check.waived}

@@ -1,14 +1,17 @@
-"""What a variant takes: bytes on disk, and the peak memory of a process that answers at its full context."""
+"""What a variant takes: bytes on disk, the peak memory of a process that answers at its full context, and its
+memory from request to request."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import resource
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,9 +21,14 @@ from engines.device import Watch
 from engines.errors import UserError
 from engines.processor import Inputs, Media
 
+if TYPE_CHECKING:
+    from engines.session import Session
+
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_SIDE = 14  # tokens; with Qwen3-VL's patches an image of 448 x 448
 DECODED = 4  # the last tokens of the context are decoded, as decoding may allocate too
+SHORT = 32  # tokens of a request after which resident memory is looked at
+WARMUP, REQUESTS = 8, 32  # of those; allocators fill their pools in the first
 
 
 class Memory(BaseModel):
@@ -34,6 +42,9 @@ class Memory(BaseModel):
     peak_memory_bytes: int = Field(description="The most it held, the whole process counted.")
     before_loading_bytes: int = Field(
         description="Resident memory before the model was opened: interpreter and libraries."
+    )
+    resident_bytes: list[int] = Field(
+        default_factory=list, description="Resident memory after each of equal short requests."
     )
 
 
@@ -102,11 +113,9 @@ def fill(directory: Path, context: int, batch: int, device: str = "cpu") -> Memo
         raise UserError(f"a context of {context} tokens is beyond the model's {longest}; set a shorter one")
     before = resident_peak()
     session = open_session(directory, device=device)
+    resident = after_each(session, min(SHORT, context))
     prompt = question(session.config, context - DECODED)
-    logits, cache = session.prefill([prompt] * batch, capacity=context)
-    tokens = logits[:, -1].argmax(axis=-1)
-    for _ in range(DECODED):
-        tokens = session.decode(tokens, cache).argmax(axis=-1)
+    _answer(session, [prompt] * batch)
     return Memory(
         device=device,
         context=context,
@@ -114,7 +123,30 @@ def fill(directory: Path, context: int, batch: int, device: str = "cpu") -> Memo
         image_tokens=int((prompt.input_ids == session.config.image_token_id).sum()),
         peak_memory_bytes=resident_peak(),
         before_loading_bytes=before,
+        resident_bytes=resident,
     )
+
+
+def after_each(session: Session, context: int = SHORT, requests: int = REQUESTS) -> list[int]:
+    """Resident bytes of this process after each of so many requests of `context` tokens, answers included.
+
+    Those that warm it up are not counted.
+    """
+    prompt, found = question(session.config, context - DECODED), []
+    for _ in range(WARMUP + requests):
+        session.forget()  # as if each showed another picture
+        _answer(session, [prompt])
+        _trim()
+        found.append(resident_now())
+    return found[WARMUP:]
+
+
+def _answer(session: Session, prompts: list[Inputs]) -> None:
+    """DECODED tokens for each prompt."""
+    logits, cache = session.prefill(prompts, capacity=len(prompts[0].input_ids) + DECODED)
+    tokens = logits[:, -1].argmax(axis=-1)
+    for _ in range(DECODED):
+        tokens = session.decode(tokens, cache).argmax(axis=-1)
 
 
 def question(config: ModelConfig, length: int) -> Inputs:
@@ -143,6 +175,21 @@ def resident_peak() -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return _maximum(resource.RUSAGE_SELF)
+
+
+def _trim() -> None:
+    """Gives free memory back to the system, where the allocator can (glibc): what is kept of a request would
+    else fill what loading has left free, and not be seen."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+def resident_now() -> int:
+    """Resident memory of this process in bytes; where the system does not tell, the highest so far."""
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * resource.getpagesize()
+    return resident_peak()
 
 
 def largest_process() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,8 @@ def tango_interval(b: float, c: float, n: int, confidence: float) -> Interval:
 
 def _tango_low(b: float, c: float, n: int, confidence: float) -> float:
     from scipy.optimize import brentq
-    from scipy.stats import norm
 
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     top = (b - c) / n - 1e-9  # at the estimate itself both terms may vanish, which is no root
     return float(brentq(lambda d: tango_excess(b, c, n, d, z), -1.0, top, xtol=1e-12)) if top > -1 else -1.0
 
@@ -65,16 +65,14 @@ def mcnemar_p(b: int, c: int) -> float:
     """Two-sided p of the exact McNemar test: b of b + c discordant items against a fair coin; of graded
     scores, the exact sign test.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
-    return float(binomtest(b, b + c).pvalue) if b + c else 1.0
+    return min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5))) if b + c else 1.0
 
 
 def below_p(won: float, lost: float) -> float:
     """One-sided p of the candidate being no worse: Tango's score at a difference of 0, McNemar's z."""
-    from scipy.stats import norm
-
-    return float(norm.cdf((won - lost) / math.sqrt(won + lost))) if won + lost else 1.0
+    return NormalDist().cdf((won - lost) / math.sqrt(won + lost)) if won + lost else 1.0
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
@@ -97,6 +95,14 @@ def wilson_interval(correct: float, n: int, confidence: float = 0.95) -> Interva
 
     low, high = proportion_confint(correct, n, alpha=1 - confidence, method="wilson")
     return Interval(correct / n, float(low), float(high))
+
+
+def exact_interval(count: int, n: int, confidence: float = 0.95) -> Interval:
+    """Clopper and Pearson's interval of one proportion, Biometrika 26 (1934) 404-413: never too narrow."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(count, n, alpha=1 - confidence, method="beta")
+    return Interval(count / n, float(low), float(high))
 
 
 def items_needed(

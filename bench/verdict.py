@@ -44,6 +44,7 @@ class Measurements:
     peak_memory_bytes: int | None = None
     baseline_peak_memory_bytes: int | None = None
     memory_at: tuple[int, int] | None = None  # context and batch of the two peaks
+    resident_bytes: Sequence[int] = ()  # of the candidate's process after each of equal requests
     # accuracy | fidelity | latency | bytes | peak_memory_bytes -> why not here, such as a missing device
     unmeasured: Mapping[str, str] = field(default_factory=dict)
 
@@ -106,6 +107,9 @@ class Limits(BaseModel):
     max_bytes: int | None = Field(6_000_000_000, gt=0, description="Most bytes on disk.")
     max_peak_memory_bytes: int | None = Field(
         6_000_000_000, gt=0, description="Most memory of a process at the stated context and batch, in bytes."
+    )
+    max_growth_bytes: int | None = Field(
+        None, gt=0, description="Most memory that a process may keep of each request, in bytes."
     )
     context: int = Field(
         2048, gt=0, description="Prompt tokens per sequence at which peak memory is measured."

@@ -136,6 +136,7 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         peak_memory_bytes=peak.peak_memory_bytes if peak else None,
         baseline_peak_memory_bytes=base.peak_memory_bytes if base else None,
         memory_at=(recipe.gate.context, recipe.gate.batch),
+        resident_bytes=peak.resident_bytes if peak else (),
         unmeasured={} if runs_here(variant) else dict.fromkeys(ON_DEVICE, _elsewhere(variant, recipe)),
     )
     before, after = measurements.baseline_timings, measurements.candidate_timings

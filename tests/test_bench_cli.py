@@ -55,7 +55,12 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         commands,
         "peak_memory",
         lambda directory, context, batch: Memory(
-            context=context, batch=batch, image_tokens=4, peak_memory_bytes=10**9, before_loading_bytes=1
+            context=context,
+            batch=batch,
+            image_tokens=4,
+            peak_memory_bytes=10**9,
+            before_loading_bytes=1,
+            resident_bytes=[10**9] * 32,
         ),
     )
     for name in tables:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.resources import disk_bytes, human_size, peak_memory, question, resident_peak
+from bench.resources import REQUESTS, disk_bytes, human_size, peak_memory, question, resident_peak
 from engines.config import ModelConfig
 from engines.errors import UserError
 
@@ -43,6 +43,8 @@ def test_peak_memory_is_that_of_the_fresh_process(micro_checkpoint: Path) -> Non
     found = peak_memory(micro_checkpoint, context=256, batch=2)
     assert (found.context, found.batch, found.image_tokens) == (256, 2, 121)
     assert found.before_loading_bytes < found.peak_memory_bytes < ballast.nbytes < resident_peak()
+    assert len(found.resident_bytes) == REQUESTS
+    assert max(found.resident_bytes) <= found.peak_memory_bytes
     # torch alone takes more than 100 MB
     assert found.peak_memory_bytes > found.before_loading_bytes + 100 * 10**6
 
