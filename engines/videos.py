@@ -122,7 +122,7 @@ def _sample_file(path: Path, config: VideoConfig) -> tuple[Iterator[Image.Image]
     if not path.is_file():
         raise UserError(f"video {path} does not exist: expected a local path or a list of frames")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"video {path} holds no video stream")
             stream = container.streams.video[0]
@@ -145,7 +145,7 @@ def _decode(path: Path, indices: NDArray[np.int64], total: int) -> Iterator[Imag
     wanted = set(indices.tolist())
     count = 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             container.streams.video[0].thread_type = "AUTO"
             for frame in container.decode(video=0):
                 if count in wanted:

@@ -129,7 +129,7 @@ def test_compare_exits_by_verdict(
         judged = Gate.model_validate({key: value for key, value in document.items() if key != "fidelity"})
         metrics = [check.metric for check in judged.checks]
         latency = ["ttft_ms p50", "itl_ms p50", "e2e_latency_ms"]
-        assert metrics == ["accuracy", *latency, "bytes", "peak_memory_bytes"]
+        assert metrics == ["accuracy", *latency, "bytes", "peak_memory_bytes", "memory_growth"]
         assert judged.baseline != judged.candidate
         assert document["fidelity"]["answer_flip_rate"] == (0.5 if candidate == "worse" else 0)
         assert main([*line, *SMALL, "--latency-ratio", "1000"]) == code

@@ -316,7 +316,7 @@ def test_quantized_shape_is_checked(single: Path, method: str) -> None:
     tensors[f"{DOWN}.{packed}"] = np.ascontiguousarray(tensors[f"{DOWN}.{packed}"][:-1])
     save_file(tensors, path)
     with pytest.raises(
-        UserError, match=rf"{DOWN} is a 4-bit weight of shape \(\d+, \d+\), config.json asks for"
+        UserError, match=rf"{DOWN} is a quantised weight of shape \(\d+, \d+\), config.json asks for"
     ):
         Checkpoint.open(single)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,8 +211,12 @@ class Stack:
                 process.wait()
 
     def until(self, holds: Any) -> None:
+        """What does not listen yet does not hold yet."""
         end = time.monotonic() + PATIENCE_S
-        while not holds():
+        while True:
+            with suppress(httpx2.TransportError):
+                if holds():
+                    return
             assert time.monotonic() < end, "it took too long"
             time.sleep(0.5)
 
