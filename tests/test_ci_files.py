@@ -164,7 +164,12 @@ def test_the_summary_tells_latency_by_phase_and_its_noise() -> None:
     }
     dark = {"metric": "power", "unit": "W", "reason": "not readable on this machine"}
     timed = {"name": "a", "verdict": "PASS", "checks": [ratio], "bytes": 1, "peak_memory_bytes": None}
-    timed |= {"waivers": [], "observed": [dark], "slices": [], "latency": [{"slice": "all", "n": 40, "ttft_ms": times}]}
+    timed |= {
+        "waivers": [],
+        "observed": [dark],
+        "slices": [],
+        "latency": [{"slice": "all", "n": 40, "ttft_ms": times}],
+    }
     page = markdown({"model": "m", "verdict": "PASS", "sentence": "All of it.", "variants": [timed]})
     assert "| 0.500 (0.400 to 0.600), noise 0.980 to 1.030 |" in page
     assert "| variant | ttft | vision | prefill | itl | e2e | n |" in page

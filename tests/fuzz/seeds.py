@@ -17,17 +17,10 @@ from engines.artifact import File, Manifest
 from engines.engine_files import EngineFacts
 from serve.router.versions import Change
 from tests.fuzz.parsers import CHECKPOINT, OBJECT
+from tests.test_policy import SMALLEST
 
 CORPUS = Path(__file__).parent / "corpus"
 DIGEST = "sha256:" + 64 * "0"
-POLICY = b"""experiment: e
-baseline: fp16
-arms:
-  int4: {url: "http://127.0.0.1:8082"}
-  fp16: {url: "http://127.0.0.1:8081"}
-split: {mode: sticky, key: "header:x-user-id", weights: {int4: 10, fp16: 90}}
-groups: [{cidr: ["10.1.0.0/16"], arm: int4}]
-"""
 
 
 def seeds(name: str) -> list[bytes]:
@@ -125,7 +118,7 @@ SEEDS = {
     "self-test": lambda: [json.dumps({"prompt": "What?", "tokens": 8, "digest": DIGEST})],
     "modelpack": lambda: [packed()],
     "reference": lambda: [f"oci://registry.example:5000/a/b:tag@{DIGEST}"],
-    "policy": lambda: [POLICY],
+    "policy": lambda: [SMALLEST],
     "audit": lambda: [change()],
     "recipe": lambda: [path.read_bytes() for path in sorted(RECIPES.glob("*.yaml"))],
     "items": lambda: [item()],
