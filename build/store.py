@@ -114,17 +114,17 @@ class Store:
             self.say(f"{work.stage} {work.name}: another run is doing this, waiting for it")
             lock.acquire()
         try:
-            found = self.find(work)
+            found, partial = self.find(work), folder.with_name(f".{folder.name}.partial")
             if isinstance(found, Entry):
                 self.say(f"{work.stage} {work.name}: cache hit")
+                _remove(partial)  # of a run that was killed when all but this was done
                 return found
             self.say(f"{work.stage} {work.name}: {found}")
-            return self._run(work, run, folder, reason=found)
+            return self._run(work, run, folder, partial, reason=found)
         finally:
             lock.release()
 
-    def _run(self, work: Work, run: Run, folder: Path, reason: str) -> Entry:
-        partial = folder.with_name(f".{folder.name}.partial")
+    def _run(self, work: Work, run: Run, folder: Path, partial: Path, reason: str) -> Entry:
         out, scratch = partial / "out", partial / "scratch"
         _remove(out)
         scratch.mkdir(parents=True, exist_ok=True)
