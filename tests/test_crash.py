@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from itertools import count
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build.publish import publish, published, verify
+import pytest
+
+from bench.history.runs import FILE, append_build
+from bench.process import apart
+from build import publish as publishing
+from build.__main__ import main
+from build.publish import publish
 from build.store import Entry, Store, Work
-from engines.artifact import Manifest, write_json
-from tests.crashes import killed, tree
-
-
-def moments() -> Iterator[int]:
-    """1, 2, 3, …: to be left when one comes too late."""
-    for moment in count(1):
-        assert moment < 300, "it never ends"
-        yield moment
-
-
-def work(size: int = 1) -> Work:
-    return Work("test", "a", {"size": size}, {"x": "sha256:1"}, convert, ("numpy",), variant="a")
+from engines.artifact import write_json
+from engines.lifetime import bound
+from serve.rollout.driver import Driver
+from serve.router.control import Control, open_router
+from serve.router.log import Log
+from serve.router.run import _token
+from serve.router.versions import Versions
+from tests.conftest import ROOT
+from tests.crashes import NEVER, every_moment, lives, tree
+from tests.oci_registry import oci_registry
+from tests.published import publish_variant
+from tests.test_policy import SMALLEST
 
 
 def convert(out: Path, scratch: Path) -> dict[str, Any]:
@@ -30,38 +43,190 @@ def convert(out: Path, scratch: Path) -> dict[str, Any]:
         write_json(scratch / "first.json", ["first"])
     (out / "folder").mkdir(parents=True)
     (out / "folder" / "weights.bin").write_bytes((scratch / "first.json").read_bytes() * 9)
-    write_json(out / "config.json", {"a": 1})
     return {}
 
 
-def do(root: Path) -> Entry:
-    return Store(root).do(work(), convert)
+def work(size: int = 1) -> Work:
+    return Work("test", "a", {"size": size}, {"x": "sha256:1"}, convert, ("numpy",), variant="a")
 
 
-def test_killed_anywhere_a_work_is_done_whole_the_next_time(tmp_path: Path) -> None:
+def do(root: Path, size: int = 1) -> Entry:
+    return Store(root).do(work(size), convert)
+
+
+def test_a_work_is_done_whole_the_next_time(tmp_path: Path) -> None:
     undisturbed = do(tmp_path / "undisturbed")
-    for moment in moments():
-        root = tmp_path / str(moment)
-        root.mkdir()
-        if not killed(moment, root, do, root):
+    for moment, root in every_moment(tmp_path):
+        if lives(moment, root, do, root):
             break
         found = Store(root).find(work())
         assert not isinstance(found, Entry) or found.digest == undisturbed.digest
         assert do(root).digest == undisturbed.digest
-        expected = set(tree(tmp_path / "undisturbed"))
-        assert set(tree(root)) == expected
+        assert tree(root).keys() == tree(tmp_path / "undisturbed").keys()
     assert moment > 15
 
 
-def test_killed_anywhere_a_damaged_work_is_mended_the_next_time(tmp_path: Path) -> None:
-    for moment in moments():
-        root = tmp_path / str(moment)
-        entry = do(root)
-        weights = entry.path / "folder" / "weights.bin"
-        weights.chmod(0o644)
-        weights.write_bytes(b"damaged")
-        if not killed(moment, root, do, root):
+def put_in_place(out: Path, size: int) -> None:
+    """One of two versions of a variant, from the store beside it."""
+    publishing.project_revision = dict
+    publish(do(out / ".store", size), {"gate.json": {"verdict": "PASS"}}, {}, out / "model" / "a")
+
+
+def put_by_renames(out: Path, size: int) -> None:
+    """The same where names cannot be exchanged."""
+    publishing._exchange = lambda one, other: False
+    put_in_place(out, size)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with oci_registry(tmp_path_factory.mktemp("registry")) as host:
+        yield host
+
+
+def command(*words: str) -> None:
+    """One that succeeds."""
+    assert main(list(words)) == 0
+
+
+@pytest.fixture
+def crashes(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--crashes"))
+
+
+def older_and_newer(root: Path) -> tuple[Path, Path]:
+    return publish_variant(root / "older", "a"), publish_variant(root / "newer", "a", seed=1)
+
+
+BUILD = ["evaluate.items=24", "evaluate.fidelity_items=4", "latency.requests=2", "latency.output_tokens=4"]
+BUILD += ["quantize.calibration=tests/data/calibration.jsonl", "gate.context=256"]
+# Verdicts that do not hang on the machine: what passes once passes always.
+BUILD += ["gate.accuracy_margin=99", "gate.max_growth_bytes=null", "gate.ttft_p50_ratio=null"]
+BUILD += ["gate.itl_p50_ratio=null", "gate.e2e_ratio=null"]
+
+
+MODEL = "mein Modell ü"
+
+
+def build(folder: Path, command: str, out: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Of the model in a folder, where it is run."""
+    line = [sys.executable, "-m", "build", command, "--json", "--out", out, "--only", "gptq-int4-onnx"]
+    line += ["--model", f"./{MODEL}"] + [word for setting in BUILD for word in ("--set", setting)]
+    known = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(line, cwd=folder, env=known, capture_output=True, text=True, timeout=300)
+
+
+def digests(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    assert done.returncode == 0, done.stderr
+    return {row["name"]: row["digest"] for row in json.loads(done.stdout.splitlines()[-1])["variants"]}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A build that nobody killed: where it ran, where it went by a link, and how many moments it has."""
+
+    folder: Path
+    out: Path
+    digests: dict[str, str]
+    moments: int
+
+
+def watched(folder: Path, moment: int, out: str) -> subprocess.CompletedProcess[str]:
+    """`build all`, killed at that moment, whichever of its processes has it."""
+    hook, count = folder / "hook", folder / "count"
+    hook.mkdir(exist_ok=True)
+    (hook / "sitecustomize.py").write_text("import tests.crashes\n\ntests.crashes.watch_all()\n")
+    count.write_bytes(b"")
+    known = {"PYTHONPATH": f"{hook}{os.pathsep}{ROOT}", "CRASH_COUNT": str(count)}
+    return build(folder, "all", out, CRASH_MOMENT=str(moment), CRASH_BELOW=str(folder / out), **known)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("with space ü")
+    shutil.copytree(ROOT / "bench" / "micro" / "checkpoint", folder / MODEL)
+    (folder / "wirklich ä" / "tief").mkdir(parents=True)
+    (folder / "arti facts").symlink_to(Path("wirklich ä") / "tief")
+    found = digests(watched(folder, NEVER, "arti facts"))
+    return Undisturbed(folder, folder / "arti facts", found, (folder / "count").stat().st_size)
+
+
+def add_build(folder: Path, time: str) -> None:
+    row = {"name": "a", "digest": "d", "verdict": "PASS", "path": None, "bytes": 5, "peak_memory_bytes": 1}
+    summary = {"model": "m", "environment": {}, "variants": [row, row | {"name": "ü"}]}
+    gates: Any = {name: type("Judged", (), {"checks": []}) for name in ("a", "ü")}
+    append_build(folder / FILE, summary, gates, {"a": (), "ü": ()}, time)
+
+
+def write_summary(folder: Path) -> None:
+    write_json(folder / "summary.json", {"new": True})
+
+
+def test_a_document_is_the_older_or_the_newer_and_alone(tmp_path: Path) -> None:
+    for moment, root in every_moment(tmp_path):
+        (root / "summary.json").write_text('{"new": false}')
+        if lives(moment, root, write_summary, root):
             break
-        assert do(root).digest == entry.digest
-        assert isinstance(Store(root).find(work()), Entry)
-    assert moment > 15
+        assert (root / "summary.json").read_text() in ('{"new": false}', '{\n  "new": true\n}\n')
+        write_summary(root)
+        assert [path.name for path in root.iterdir()] == ["summary.json"]
+    assert moment > 3
+
+
+RAMP = SMALLEST.replace("int4: 10, fp16: 90", "int4: 0, fp16: 100") + "rollout: {arm: int4, steps: [5, 50]}\n"
+
+
+def ramp(folder: Path, *actions: str) -> tuple[str, float]:
+    """A router's state after these, as it was kept: status and share."""
+    log = Log(None)
+    try:
+        versions = Versions(folder / "state")
+        driver = Driver(Control(open_router(folder / "policy.yaml", versions, log, print), versions), print)
+        for action in actions:
+            asyncio.run(getattr(driver, action)("test"))
+        return driver.state.status, float(driver.percent)
+    finally:
+        log.close()
+
+
+def make_token(folder: Path) -> None:
+    _token(folder / "admin-token")
+
+
+def wait_for_the_end(file: Path) -> None:
+    file.write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def by_apart(file: Path) -> None:
+    apart(wait_for_the_end, file)
+
+
+def by_command(file: Path) -> None:
+    script = "import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    subprocess.run(bound([sys.executable, "-c", script, str(file)]), check=True)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Those that were started to be killed, after a while to end in."""
+    mark = f"CRASH_COUNT={folder / 'count'}".encode()
+
+    def running() -> list[int]:
+        found = []
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if mark in environment.read_bytes().split(b"\0") and is_running(int(environment.parent.name)):
+                    found.append(int(environment.parent.name))
+        return found
+
+    until = time.monotonic() + 10
+    while running() and time.monotonic() < until:
+        time.sleep(0.05)
+    return running()
