@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from build.code import code_version
 from engines.artifact import MANIFEST, Manifest, canonical_digest, damage, hash_folder
+from engines.errors import UserError
 
 # Makes the folder `out`, may keep state in `scratch`, returns further fields of the manifest.
 Run = Callable[[Path, Path], dict[str, Any]]
@@ -98,7 +100,10 @@ class Store:
         folder = self.folder(work)
         if not (folder / MANIFEST).is_file():
             return self._why_missing(work)
-        manifest = Manifest.read(folder)
+        try:
+            manifest = Manifest.read(folder)
+        except UserError as error:
+            return f"damaged: {error}"
         broken = damage(folder, manifest)
         return f"damaged: {broken[0]}" if broken else Entry(folder, manifest, cached=True, reason="cache hit")
 
@@ -157,15 +162,13 @@ class Store:
 
     def _why_missing(self, work: Work) -> str:
         """Compares with the newest finished work of the same stage and name."""
-        finished = sorted(
-            (self.root / work.stage).glob(f"{work.name}-*/{MANIFEST}"), key=lambda path: path.stat().st_mtime
-        )
-        before = [
-            Manifest.read(path.parent) for path in finished if len(path.parent.name) == len(work.name) + 17
-        ]
-        if not before:
+        finished: dict[float, Manifest] = {}
+        for path in (self.root / work.stage).glob(f"{work.name}-{'?' * 16}/{MANIFEST}"):
+            with suppress(UserError, OSError):  # damaged, or just being replaced: it explains nothing
+                finished[path.stat().st_mtime] = Manifest.read(path.parent)
+        if not finished:
             return "not built yet"
-        return "rebuilt: " + "; ".join(_differences(before[-1], work) or ["its key changed"])
+        return "rebuilt: " + "; ".join(_differences(finished[max(finished)], work) or ["its key changed"])
 
 
 def _differences(old: Manifest, work: Work) -> list[str]:

@@ -66,6 +66,17 @@ def test_a_work_is_done_whole_the_next_time(tmp_path: Path) -> None:
     assert moment > 15
 
 
+def test_a_damaged_work_is_mended_the_next_time(tmp_path: Path) -> None:
+    for moment, root in every_moment(tmp_path):
+        entry = do(root)
+        (entry.path / "folder" / "weights.bin").unlink()
+        if lives(moment, root, do, root):
+            break
+        assert do(root).digest == entry.digest
+        assert isinstance(Store(root).find(work()), Entry)
+    assert moment > 20
+
+
 def put_in_place(out: Path, size: int) -> None:
     """One of two versions of a variant, from the store beside it."""
     publishing.project_revision = dict

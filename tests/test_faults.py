@@ -1,0 +1,107 @@
+"""Damage, full disks, folders that cannot be written, small limits, wrong clocks, two at once: success, or
+one line that says what is wrong, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from build.__main__ import main
+from build.store import Entry, Store
+from tests.conftest import ROOT
+from tests.oci_registry import oci_registry
+from tests.test_store import work, write
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with oci_registry(tmp_path_factory.mktemp("registry")) as host:
+        yield host
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """A command that fails; its one line."""
+
+    def call(*words: object) -> str:
+        assert main([str(word) for word in words]) == 1
+        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
+        return line
+
+    return call
+
+
+@contextmanager
+def disk(folder: Path, *options: str) -> Iterator[None]:
+    """A small one; the test is skipped where nothing may be mounted."""
+    folder.mkdir()
+    mount(folder, "-t", "tmpfs", *options, "tmpfs")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def mount(folder: Path, *words: str) -> None:
+    done = subprocess.run(["mount", *words, str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted: {done.stderr.strip()}")
+
+
+# Damage
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema_version": 9}', b"\xff\xfe"])
+def test_a_damaged_manifest_is_built_again(content: bytes, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    entry = store.do(work(), write)
+    (entry.path / "manifest.json").write_bytes(content)
+    assert str(store.find(work())).startswith("damaged: ")
+    assert store.find(work(config={"size": 2})) == "not built yet", "it explains nothing, and is in no way"
+    assert store.do(work(), write).digest == entry.digest
+    assert isinstance(store.find(work()), Entry)
+
+
+# Two at once
+
+
+def pull(reference: str, out: Path) -> None:
+    assert main(["pull", reference, "--unsigned", "--out", str(out)]) == 0
+
+
+# Full disks and folders that cannot be written
+
+
+# Limits
+
+
+def python(script: str, *words: object, **limits: int) -> subprocess.CompletedProcess[str]:
+    """A script under limits (RLIMIT_…), as `ulimit` sets them."""
+    set_limits = "".join(
+        f"resource.setrlimit(resource.RLIMIT_{name}, ({limits[name]},) * 2)\n" for name in limits
+    )
+    line = [sys.executable, "-c", f"import resource, runpy, sys\n{set_limits}{script}", *map(str, words)]
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run(
+        line, cwd=ROOT, env=os.environ | single, capture_output=True, text=True, timeout=120
+    )
+
+
+def take(size: int) -> int:
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    return len(bytes(size))
+
+
+# Clocks
+
+
+# Names
