@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from bench.history.runs import FILE, append_build
 from bench.process import apart
 from build import publish as publishing
 from build.__main__ import main
-from build.publish import publish
+from build.publish import publish, published, replaced, verify
 from build.store import Entry, Store, Work
-from engines.artifact import write_json
+from engines.artifact import Manifest, write_json
 from engines.lifetime import bound
 from serve.rollout.driver import Driver
 from serve.router.control import Control, open_router
@@ -31,7 +31,7 @@ from serve.router.log import Log
 from serve.router.run import _token
 from serve.router.versions import Versions
 from tests.conftest import ROOT
-from tests.crashes import NEVER, every_moment, lives, tree
+from tests.crashes import NEVER, every_moment, lives, some_moments, tree
 from tests.oci_registry import oci_registry
 from tests.published import publish_variant
 from tests.test_policy import SMALLEST
@@ -89,6 +89,30 @@ def put_by_renames(out: Path, size: int) -> None:
     put_in_place(out, size)
 
 
+@pytest.mark.parametrize("put", [put_in_place, put_by_renames])
+def test_a_published_variant_is_the_older_or_the_newer(
+    put: Callable[[Path, int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("project_revision", "_exchange"):  # what the two set is undone
+        monkeypatch.setattr(publishing, name, getattr(publishing, name))
+    older, newer = (work(size).key for size in (1, 2))
+    for moment, out in every_moment(tmp_path):
+        put(out, 1)
+        do(out / ".store", 2)
+        if lives(moment, out, put, out, 2):
+            break
+        if put is put_by_renames:  # there is a moment without either, which ends with the next run, whatever
+            with pytest.raises(ValueError, match="gate"), replaced(out / "model" / "a"):
+                raise ValueError("gate")
+        (folder,) = published(out)
+        assert Manifest.read(folder).key in (older, newer)
+        assert verify(folder) == []
+        put(out, 2)
+        assert Manifest.read(folder).key == newer
+        assert {path.name for path in folder.parent.iterdir()} == {"a", ".a.lock"}
+    assert moment > 20
+
+
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with oci_registry(tmp_path_factory.mktemp("registry")) as host:
@@ -107,6 +131,23 @@ def crashes(request: pytest.FixtureRequest) -> int:
 
 def older_and_newer(root: Path) -> tuple[Path, Path]:
     return publish_variant(root / "older", "a"), publish_variant(root / "newer", "a", seed=1)
+
+
+def test_a_folder_that_is_published_to(tmp_path: Path, crashes: int) -> None:
+    older, newer = older_and_newer(tmp_path)
+    digests = {Manifest.read(folder).digest for folder in (older, newer)}
+    there = tmp_path / "there"
+    line = ("publish", str(newer), "--to", str(there))
+    for moment in some_moments(5 * crashes, "publish", tmp_path, command, *line):
+        command("publish", str(older), "--to", str(there))
+        assert not lives(moment, tmp_path, command, *line)
+        (folder,) = published(there)
+        assert Manifest.read(folder).digest in digests
+        assert verify(folder) == []
+        command(*line)
+        assert Manifest.read(folder).digest == Manifest.read(newer).digest
+        assert {path.name for path in folder.parent.iterdir()} == {"a", ".a.lock"}
+        assert {path.name for path in newer.parent.iterdir()} == {"a"}
 
 
 BUILD = ["evaluate.items=24", "evaluate.fidelity_items=4", "latency.requests=2", "latency.output_tokens=4"]
