@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -257,6 +259,22 @@ def by_apart(file: Path) -> None:
 def by_command(file: Path) -> None:
     script = "import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(60)"
     subprocess.run(bound([sys.executable, "-c", script, str(file)]), check=True)
+
+
+@pytest.mark.parametrize("start", [by_apart, by_command])
+def test_what_a_killed_process_had_started_ends(start: Callable[[Path], None], tmp_path: Path) -> None:
+    parent = multiprocessing.get_context("spawn").Process(target=start, args=(tmp_path / "pid",))
+    parent.start()
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+        time.sleep(0.01)
+    child = int((tmp_path / "pid").read_text())
+    assert parent.pid
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    until = time.monotonic() + 30
+    while is_running(child) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not is_running(child)
 
 
 def is_running(process: int) -> bool:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.process import apart
 from build.__main__ import main
 from build.store import Entry, Store
+from engines.errors import UserError, reason
 from tests.conftest import ROOT
 from tests.oci_registry import oci_registry
 from tests.test_store import work, write
@@ -99,6 +101,25 @@ def python(script: str, *words: object, **limits: int) -> subprocess.CompletedPr
 def take(size: int) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     return len(bytes(size))
+
+
+def test_too_little_memory_for_a_process_of_a_build_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="out of memory: close other programs"):
+        apart(take, 1 << 30)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"), True),
+        (ImportError("libtorch.so: failed to map segment from shared object"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_is_told_from_other_errors(error: Exception, told: bool) -> None:
+    assert (reason(error) is not None) == told
 
 
 # Clocks
