@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines.errors import UserError
+from engines.errors import reason
 
 MODULES = {"history": "bench.history.commands"}
 EXIT_CODES = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed, 4 gate inconclusive"
@@ -273,13 +273,15 @@ def _questions(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code; usage errors are argparse's."""
     options = parser().parse_args(arguments)
-    commands = importlib.import_module(MODULES.get(options.command, "bench.commands"))
     try:
+        commands = importlib.import_module(MODULES.get(options.command, "bench.commands"))
         return int(getattr(commands, options.command.replace("-", "_"))(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: cannot use {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+    except Exception as error:
+        if (told := reason(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
     return 1
 
 

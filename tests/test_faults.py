@@ -15,10 +15,12 @@ import pytest
 
 from bench.process import apart
 from build.__main__ import main
+from build.publish import published, verify
 from build.store import Entry, Store
 from engines.errors import UserError, reason
 from tests.conftest import ROOT
 from tests.oci_registry import oci_registry
+from tests.published import publish_variant
 from tests.test_store import work, write
 
 Refused = Callable[..., str]
@@ -98,6 +100,26 @@ def python(script: str, *words: object, **limits: int) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.parametrize(
+    ("size", "line"),
+    [
+        (60, ["build", "list"]),
+        (150, ["build", "list"]),
+        (70, ["engines", "run", "bench/micro/checkpoint", "--prompt", "?"]),
+    ],
+)
+def test_too_little_memory_is_one_clear_line(size: int, line: list[str]) -> None:
+    """Ours; or OpenBLAS's, which ends the process itself."""
+    run = "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+    done = python(run, *line, AS=size * 1_000_000)
+    told = done.stderr.splitlines()[-1]
+    assert done.returncode == 1, done.stderr
+    assert told.startswith(("error: out of memory: close other programs", "OpenBLAS error: Memory")), (
+        done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
 def take(size: int) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     return len(bytes(size))
@@ -122,7 +144,26 @@ def test_memory_is_told_from_other_errors(error: Exception, told: bool) -> None:
     assert (reason(error) is not None) == told
 
 
+@pytest.mark.parametrize("files", [8, 10, 12, 16])
+def test_few_files_are_enough_or_told(files: int, tmp_path: Path) -> None:
+    artifact = publish_variant(tmp_path / "here", "a")
+    script = "runpy.run_module('build', run_name='__main__')"
+    done = python(script, "publish", artifact, "--to", tmp_path / "there", NOFILE=files)
+    if done.returncode:
+        assert done.stderr.splitlines()[-1].startswith("error: "), done.stderr
+        assert "Too many open files" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not published(tmp_path / "there")
+    else:
+        assert [verify(folder) for folder in published(tmp_path / "there")] == [[]]
+
+
 # Clocks
 
 
 # Names
+
+
+def test_a_name_that_is_no_text_is_refused_before_any_work(tmp_path: Path, refused: Refused) -> None:
+    assert "is no UTF-8" in refused("all", "--out", tmp_path / os.fsdecode(b"caf\xe9"))
+    assert list(tmp_path.iterdir()) == []
