@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from bench.history.runs import FILE, append_build
+from bench.history.runs import FILE, append_build, read_history
 from bench.process import apart
 from build import publish as publishing
 from build.__main__ import main
@@ -210,6 +210,25 @@ def add_build(folder: Path, time: str) -> None:
     summary = {"model": "m", "environment": {}, "variants": [row, row | {"name": "ü"}]}
     gates: Any = {name: type("Judged", (), {"checks": []}) for name in ("a", "ü")}
     append_build(folder / FILE, summary, gates, {"a": (), "ü": ()}, time)
+
+
+def test_the_history_goes_on(tmp_path: Path) -> None:
+    """Also where a disk was full, or a power cut left less than was written: cut off anywhere."""
+    for moment, root in every_moment(tmp_path):
+        add_build(root, "2026-11-01")
+        if lives(moment, root, add_build, root, "2026-11-02"):
+            break
+        assert len(read_history([root / FILE])) >= 2
+        add_build(root, "2026-11-03")
+        assert {run.time for run in read_history([root / FILE])} >= {"2026-11-01", "2026-11-03"}
+    file = tmp_path / "1" / FILE
+    whole = file.read_bytes()
+    for cut in range(len(whole), 0, -97):
+        os.truncate(file, cut)
+        assert len(read_history([file])) == whole[:cut].count(b"\n")
+        add_build(file.parent, "2026-11-04")
+        assert len(read_history([file])) == whole[:cut].count(b"\n") + 2
+        file.write_bytes(whole)
 
 
 def write_summary(folder: Path) -> None:
