@@ -24,6 +24,8 @@ from bench.process import apart
 from build import publish as publishing
 from build.__main__ import main
 from build.publish import publish, published, replaced, verify
+from build.release.reference import Reference
+from build.release.registry import Registry, digest_of
 from build.store import Entry, Store, Work
 from engines.artifact import Manifest, write_json
 from engines.lifetime import bound
@@ -150,6 +152,28 @@ def test_a_folder_that_is_published_to(tmp_path: Path, crashes: int) -> None:
         assert Manifest.read(folder).digest == Manifest.read(newer).digest
         assert {path.name for path in folder.parent.iterdir()} == {"a", ".a.lock"}
         assert {path.name for path in newer.parent.iterdir()} == {"a"}
+
+
+def test_a_registry_that_is_published_to(tmp_path: Path, registry: str, crashes: int) -> None:
+    artifact = publish_variant(tmp_path, "a", seed=2)
+    whole = Reference.parse(f"oci://{registry}/whole")
+    names = [f"killed-{number}" for number in range(5 * crashes)]
+    line = ("publish", str(artifact), "--to", f"oci://{registry}/whole")
+    moments = some_moments(len(names), "push", tmp_path, command, *line)
+    (artifact.parent / ".published.json").unlink()  # or what was sent once would not be sent again
+    for moment, name in zip(moments, names, strict=True):
+        line = ("publish", str(artifact), "--to", f"oci://{registry}/{name}")
+        lives(moment, tmp_path, command, *line)
+        command(*line)
+        with Registry(whole) as expected, Registry(Reference.parse(line[-1])) as found:
+            assert found.tags() == ["a"]
+            there, here = expected.manifest("a"), found.manifest("a")
+            assert there
+            assert there == here
+            digest = digest_of(there[0])
+            assert found.referrers(digest) == expected.referrers(digest)
+        left = {path.name for path in artifact.parent.iterdir() if not path.name.endswith(".lock")}
+        assert left == {"a", ".published.json"}
 
 
 BUILD = ["evaluate.items=24", "evaluate.fidelity_items=4", "latency.requests=2", "latency.output_tokens=4"]

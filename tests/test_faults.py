@@ -3,6 +3,7 @@ one line that says what is wrong, and nothing lost."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import subprocess
@@ -16,6 +17,9 @@ import pytest
 from bench.process import apart
 from build.__main__ import main
 from build.publish import published, verify
+from build.release.reference import Reference
+from build.release.registry import Registry
+from build.release.upload import Sessions, upload_blob
 from build.store import Entry, Store
 from engines.errors import UserError, reason
 from tests.conftest import ROOT
@@ -76,6 +80,28 @@ def test_a_damaged_manifest_is_built_again(content: bytes, tmp_path: Path) -> No
 
 
 # Two at once
+
+
+def test_an_upload_that_was_cut_off_goes_on_in_its_own_repository_only(tmp_path: Path, registry: str) -> None:
+    artifact = publish_variant(tmp_path, "a", seed=4)
+    data = artifact / "decoder.onnx.data"
+    digest = f"sha256:{hashlib.sha256(data.read_bytes()).hexdigest()}"
+
+    def lost() -> None:
+        raise UserError("killed")
+
+    with Registry(Reference.parse(f"oci://{registry}/first")) as client:
+        sessions = Sessions(artifact.with_name(".a.uploads.json"))
+        with pytest.raises(UserError, match="killed"):
+            upload_blob(
+                client, digest, data, sessions, lambda _, done: done and lost(), chunk=100_000
+            )  # as a kill after the first chunk would
+    assert artifact.with_name(".a.uploads.json").is_file()
+    for name in ("second", "first"):
+        assert main(["publish", str(artifact), "--to", f"oci://{registry}/{name}"]) == 0
+        with Registry(Reference.parse(f"oci://{registry}/{name}")) as client:
+            assert client.has_blob(digest)
+    assert not artifact.with_name(".a.uploads.json").exists()
 
 
 def pull(reference: str, out: Path) -> None:

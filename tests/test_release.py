@@ -239,8 +239,8 @@ def test_a_session_that_the_registry_forgot_begins_again(tmp_path: Path, registr
     digest = f"sha256:{hashlib.sha256(b'some content').hexdigest()}"
     sessions = Sessions(tmp_path / "uploads.json")
     gone = f"http://{registry}/v2/forgot/blobs/uploads/8d5f8b43-0000-4000-8000-000000000000?_state=x"
-    sessions.keep(digest, gone)
     with Registry(Reference.parse(f"oci://{registry}/forgot")) as steady:
+        sessions.keep(steady.url(f"blobs/{digest}"), gone)
         assert upload_blob(steady, digest, b"some content", sessions, chunk=5) == 12
 
 
