@@ -176,6 +176,23 @@ def test_a_registry_that_is_published_to(tmp_path: Path, registry: str, crashes:
         assert left == {"a", ".published.json"}
 
 
+def test_a_folder_that_is_pulled_to(tmp_path: Path, registry: str, crashes: int) -> None:
+    older, newer = older_and_newer(tmp_path)
+    out = tmp_path / "out"
+    command("publish", str(older), "--to", f"oci://{registry}/older:v")
+    command("publish", str(newer), "--to", f"oci://{registry}/newer:v")
+    line = ("pull", f"oci://{registry}/newer:v", "--unsigned", "--out", str(out))
+    for moment in some_moments(5 * crashes, "pull", tmp_path, command, *line):
+        command("pull", f"oci://{registry}/older:v", "--unsigned", "--out", str(out))
+        assert not lives(moment, tmp_path, command, *line)
+        (folder,) = published(out)
+        assert verify(folder) == []
+        command(*line)
+        assert Manifest.read(folder).digest == Manifest.read(newer).digest
+        assert {path.name for path in out.iterdir()} == {"qwen3-vl-micro"}
+        assert {path.name for path in folder.parent.iterdir()} == {"a", ".a.lock"}
+
+
 BUILD = ["evaluate.items=24", "evaluate.fidelity_items=4", "latency.requests=2", "latency.output_tokens=4"]
 BUILD += ["quantize.calibration=tests/data/calibration.jsonl", "gate.context=256"]
 # Verdicts that do not hang on the machine: what passes once passes always.

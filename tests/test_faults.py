@@ -4,6 +4,7 @@ one line that says what is wrong, and nothing lost."""
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -79,6 +80,23 @@ def test_a_damaged_manifest_is_built_again(content: bytes, tmp_path: Path) -> No
     assert isinstance(store.find(work()), Entry)
 
 
+def test_what_an_interrupted_download_left_is_checked_again(tmp_path: Path, registry: str) -> None:
+    """After a power cut a file may have its name, and not its content."""
+    artifact = publish_variant(tmp_path / "here", "a")
+    to = f"oci://{registry}/damaged:v"
+    assert main(["publish", str(artifact), "--to", to]) == 0
+    with Registry(Reference.parse(to)) as client:
+        found = client.manifest("v")
+    assert found
+    partial = tmp_path / "out" / f".pull-{hashlib.sha256(found[0]).hexdigest()[:16]}"
+    partial.mkdir(parents=True)
+    for layer in found[1]["layers"]:
+        (partial / layer["digest"].removeprefix("sha256:")).write_bytes(b"")
+    assert main(["pull", to, "--unsigned", "--out", str(tmp_path / "out")]) == 0
+    (folder,) = published(tmp_path / "out")
+    assert verify(folder) == []
+
+
 # Two at once
 
 
@@ -106,6 +124,23 @@ def test_an_upload_that_was_cut_off_goes_on_in_its_own_repository_only(tmp_path:
 
 def pull(reference: str, out: Path) -> None:
     assert main(["pull", reference, "--unsigned", "--out", str(out)]) == 0
+
+
+def test_two_that_pull_the_same_take_turns(tmp_path: Path, registry: str) -> None:
+    artifact = publish_variant(tmp_path / "here", "a", seed=5)
+    to = f"oci://{registry}/two:v"
+    assert main(["publish", str(artifact), "--to", to]) == 0
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"tests.{__name__}"])
+    runs = [context.Process(target=pull, args=(to, tmp_path / "out")) for _ in range(3)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(60)
+    assert [run.exitcode for run in runs] == [0, 0, 0]
+    (folder,) = published(tmp_path / "out")
+    assert verify(folder) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["qwen3-vl-micro"]
 
 
 # Full disks and folders that cannot be written
