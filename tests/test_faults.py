@@ -228,3 +228,24 @@ def test_few_files_are_enough_or_told(files: int, tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_is_refused_before_any_work(tmp_path: Path, refused: Refused) -> None:
     assert "is no UTF-8" in refused("all", "--out", tmp_path / os.fsdecode(b"caf\xe9"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["mein Modell ü", "模型", "Qwen3-VL_2B.v1"])
+def test_a_model_in_any_script_is_published_and_pulled(model: str, tmp_path: Path, registry: str) -> None:
+    artifact = publish_variant(tmp_path / "made", "a").parent.rename(tmp_path / model) / "a"
+    to = f"oci://{registry}/names:{hashlib.sha256(model.encode()).hexdigest()}"
+    assert main(["publish", str(artifact), "--to", to]) == 0
+    pull(to, tmp_path / "out of here")
+    (folder,) = published(tmp_path / "out of here")
+    assert folder.parent.name == model
+    assert verify(folder) == []
+
+
+@pytest.mark.parametrize("model", [".hidden", "a\nb", "a:b", "-rf"])
+def test_a_model_that_nobody_could_pull_is_not_published(
+    model: str, tmp_path: Path, registry: str, refused: Refused
+) -> None:
+    artifact = publish_variant(tmp_path / "made", "a").parent.rename(tmp_path / model) / "a"
+    assert "expected letters" in refused("publish", artifact, "--to", f"oci://{registry}/names")
+    with Registry(Reference.parse(f"oci://{registry}/names")) as client:
+        assert client.manifest("a") is None
