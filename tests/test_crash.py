@@ -303,8 +303,33 @@ def ramp(folder: Path, *actions: str) -> tuple[str, float]:
         log.close()
 
 
+def test_a_rollout_is_before_or_after_a_step(tmp_path: Path) -> None:
+    for moment, root in every_moment(tmp_path):
+        (root / "policy.yaml").write_text(RAMP)
+        assert ramp(root, "start") == ("running", 5)
+        if lives(moment, root, ramp, root, "promote"):
+            break
+        assert ramp(root) in (("running", 5), ("running", 50))
+        assert ramp(root, "start", "rollback") == ("rolled back", 0)
+        versions = Versions(root / "state")
+        assert [change.version for change in versions.changes] == list(range(1, len(versions.changes) + 1))
+        names = {f"{change.version:06}.yaml" for change in versions.changes}
+        assert {path.name for path in (root / "state" / "policies").iterdir()} == names
+    assert moment > 5
+
+
 def make_token(folder: Path) -> None:
     _token(folder / "admin-token")
+
+
+def test_an_admin_token_is_whole(tmp_path: Path) -> None:
+    for moment, root in every_moment(tmp_path):
+        if lives(moment, root, make_token, root):
+            break
+        assert len(_token(root / "admin-token")) > 40
+        (file,) = root.iterdir()
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert moment > 3
 
 
 def wait_for_the_end(file: Path) -> None:

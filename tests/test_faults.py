@@ -23,9 +23,12 @@ from build.release.registry import Registry
 from build.release.upload import Sessions, upload_blob
 from build.store import Entry, Store
 from engines.errors import UserError, reason
+from serve.router.disk import alone
+from serve.router.versions import Versions, read_texts
 from tests.conftest import ROOT
 from tests.oci_registry import oci_registry
 from tests.published import publish_variant
+from tests.test_policy import SMALLEST
 from tests.test_store import work, write
 
 Refused = Callable[..., str]
@@ -97,6 +100,14 @@ def test_what_an_interrupted_download_left_is_checked_again(tmp_path: Path, regi
     assert verify(folder) == []
 
 
+def test_a_policy_that_changed_on_disk_is_not_put_in_force(tmp_path: Path) -> None:
+    Versions(tmp_path).put(SMALLEST, "file", "file")
+    assert Versions(tmp_path).text(1) == SMALLEST
+    (tmp_path / "policies" / "000001.yaml").write_text(SMALLEST.replace("int4: 10, fp16: 90", ""))
+    with pytest.raises(UserError, match=r"000001\.yaml is damaged"):
+        Versions(tmp_path).text(1)
+
+
 # Two at once
 
 
@@ -141,6 +152,25 @@ def test_two_that_pull_the_same_take_turns(tmp_path: Path, registry: str) -> Non
     (folder,) = published(tmp_path / "out")
     assert verify(folder) == []
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["qwen3-vl-micro"]
+
+
+def test_a_state_is_one_routers(tmp_path: Path) -> None:
+    state, told = tmp_path / "state", "is the state of a router that runs"
+    with alone(state), pytest.raises(UserError, match=told), alone(state):
+        pass
+    with alone(state):  # nothing is left that would keep the next one out
+        pass
+
+
+def test_who_only_reads_a_history_does_not_mend_it(tmp_path: Path) -> None:
+    """The line that is being written by a router looks cut off."""
+    Versions(tmp_path).put(SMALLEST, "file", "file")
+    with (tmp_path / "audit.jsonl").open("a") as audit:
+        audit.write('{"version": 2, ')
+        audit.flush()
+        before = (tmp_path / "audit.jsonl").read_bytes()
+        assert read_texts(tmp_path) == {1: SMALLEST}
+        assert (tmp_path / "audit.jsonl").read_bytes() == before
 
 
 # Full disks and folders that cannot be written
