@@ -4,11 +4,13 @@ one line that says what is wrong, and nothing lost."""
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +26,14 @@ from build.release.upload import Sessions, upload_blob
 from build.store import Entry, Store
 from engines.errors import UserError, reason
 from serve.router.disk import alone
+from serve.router.log import Log
+from serve.router.record import Record
 from serve.router.versions import Versions, read_texts
 from tests.conftest import ROOT
 from tests.oci_registry import oci_registry
 from tests.published import publish_variant
 from tests.test_policy import SMALLEST
-from tests.test_store import work, write
+from tests.test_store import refuse, work, write
 
 Refused = Callable[..., str]
 
@@ -250,6 +254,27 @@ def test_few_files_are_enough_or_told(files: int, tmp_path: Path) -> None:
 
 
 # Clocks
+
+
+def test_times_that_lie_ahead_lock_nobody_out(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.do(work(), write)
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    assert store.do(work(), refuse).cached
+    assert not store.do(work(config={"size": 2}), write).cached
+
+
+def test_a_log_follows_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router may start before its machine has learned what time it is."""
+    path = tmp_path / "log"
+    log = Log(path)
+    for now in (1_000_000_000.0, 1_800_000_000.0):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        log.write(Record(time.monotonic(), "::1", b"GET", b"/", "e", 1))
+    log.close()
+    days = [json.loads(line)["timestamp"][:10] for line in path.read_text().splitlines()]
+    assert days == ["2001-09-09", "2027-01-15"]
 
 
 # Names
