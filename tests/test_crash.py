@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -244,6 +245,47 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     (folder / "arti facts").symlink_to(Path("wirklich ä") / "tief")
     found = digests(watched(folder, NEVER, "arti facts"))
     return Undisturbed(folder, folder / "arti facts", found, (folder / "count").stat().st_size)
+
+
+def test_build_all(undisturbed: Undisturbed, crashes: int) -> None:
+    """Killed at random moments, its processes' among them, as often as `--crashes` says, then run again."""
+    folder, files = undisturbed.folder, tree(undisturbed.out).keys()
+    for number in range(crashes):
+        moment, out = random.Random(number).randint(1, undisturbed.moments), str(number)
+        killed = watched(folder, moment, out)
+        assert killed.returncode == -signal.SIGKILL
+        assert "Traceback" not in killed.stderr
+        assert not processes_of(folder), "what it had started runs on"
+        assert all(verify(variant) == [] for variant in published(folder / out))
+        again = build(folder, "all", out)
+        assert digests(again) == undisturbed.digests
+        assert tree(folder / out).keys() == files
+        assert all(verify(variant) == [] for variant in published(folder / out))
+        hits = again.stderr.count("cache hit")
+        print(f"killed at {moment} of {undisturbed.moments}: {hits} works were done, the same digests")
+        shutil.rmtree(folder / out)
+
+
+def test_a_store_goes_to_another_place(undisturbed: Undisturbed) -> None:
+    """By a plain copy: without hard links, with other times, below a name with spaces."""
+    folder = undisturbed.folder
+    shutil.copytree(undisturbed.out, folder / "an other", copy_function=shutil.copyfile)
+    planned = json.loads(build(folder, "plan", "an other").stdout.splitlines()[-1])
+    assert [step["stage"] for step in planned["steps"] if step["runs"]] == ["latency"]
+    variant = folder / "an other" / MODEL / "gptq-int4-onnx"
+    assert verify(variant) == []
+    line = [
+        sys.executable,
+        "-m",
+        "engines",
+        "run",
+        str(variant.relative_to(folder)),
+        "--prompt",
+        "Code of Zafolo?",
+    ]
+    known = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=folder, env=known, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, bool(done.stdout.strip())) == (0, True), done.stderr
 
 
 def add_build(folder: Path, time: str) -> None:

@@ -24,6 +24,7 @@ from build.release.reference import Reference
 from build.release.registry import Registry
 from build.release.upload import Sessions, upload_blob
 from build.store import Entry, Store
+from engines.artifact import Manifest
 from engines.errors import UserError, reason
 from serve.router.disk import alone
 from serve.router.log import Log
@@ -178,6 +179,48 @@ def test_who_only_reads_a_history_does_not_mend_it(tmp_path: Path) -> None:
 
 
 # Full disks and folders that cannot be written
+
+
+def test_a_full_disk_stops_a_build(tmp_path: Path, refused: Refused) -> None:
+    with disk(tmp_path / "disk", "-o", "size=1m"):
+        line = refused("all", "--out", tmp_path / "disk" / "out")
+        assert "No space left on device; nothing already built was lost" in line
+
+
+def test_a_full_disk_leaves_the_published_variant(tmp_path: Path, registry: str, refused: Refused) -> None:
+    older, newer = (
+        publish_variant(tmp_path / name, "a", seed=i) for i, name in enumerate(("older", "newer"))
+    )
+    to = f"oci://{registry}/full:v"
+    assert main(["publish", str(newer), "--to", to]) == 0
+    with disk(tmp_path / "disk", "-o", "size=1m"):
+        there = tmp_path / "disk" / "there"
+        assert main(["publish", str(older), "--to", str(there)]) == 0
+        (tmp_path / "disk" / "ballast").write_bytes(bytes(400_000))
+        for words in (("publish", newer, "--to", there), ("pull", to, "--unsigned", "--out", there)):
+            assert "No space left on device" in refused(*words)
+            (folder,) = published(there)
+            assert verify(folder) == []
+            assert Manifest.read(folder).digest == Manifest.read(older).digest
+        (tmp_path / "disk" / "ballast").unlink()
+        pull(to, there)  # goes on with what came before
+        (folder,) = published(there)
+        assert Manifest.read(folder).digest == Manifest.read(newer).digest
+        assert [path.name for path in there.iterdir()] == ["qwen3-vl-micro"]
+
+
+def test_a_read_only_folder_is_read_and_not_written(tmp_path: Path, refused: Refused) -> None:
+    with disk(tmp_path / "disk"):
+        out = tmp_path / "disk" / "out"
+        artifact = publish_variant(out, "a")
+        mount(tmp_path / "disk", "-o", "remount,ro")
+        for word in ("list", "verify"):
+            assert main([word, "--out", str(out)]) == 0
+        assert main(["publish", str(artifact), "--to", str(tmp_path / "there")]) == 0
+        for words in (["all", "--out"], ["publish", artifact, "--to"]):
+            assert "Read-only file system; nothing already built was lost" in refused(*words, out / "new")
+        with alone(out):  # a router may stand on a state that nobody can change
+            pass
 
 
 # Limits
