@@ -26,7 +26,7 @@ test: setup check  ## everything CI holds the project to
 fuzz: setup  ## 5,000 hostile requests of each kind to an arm
 	$(VENV)/python -m pytest tests/test_arm_fuzz.py -s --fuzz 5000
 
-crash: setup  ## `build all` killed at 50 random moments, publish and pull at 250 each
+crash: setup  ## `build all` killed at 50 random moments, publish and pull at 150 each
 	$(VENV)/python -m pytest tests/test_crash.py -s --crashes 50
 
 bench: setup  ## how long the hot pieces take beside the machine's floor; ARTIFACT=DIR for one of your own

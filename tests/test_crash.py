@@ -143,7 +143,7 @@ def test_a_folder_that_is_published_to(tmp_path: Path, crashes: int) -> None:
     digests = {Manifest.read(folder).digest for folder in (older, newer)}
     there = tmp_path / "there"
     line = ("publish", str(newer), "--to", str(there))
-    for moment in some_moments(5 * crashes, "publish", tmp_path, command, *line):
+    for moment in some_moments(3 * crashes, "publish", tmp_path, command, *line):
         command("publish", str(older), "--to", str(there))
         assert not lives(moment, tmp_path, command, *line)
         (folder,) = published(there)
@@ -158,7 +158,7 @@ def test_a_folder_that_is_published_to(tmp_path: Path, crashes: int) -> None:
 def test_a_registry_that_is_published_to(tmp_path: Path, registry: str, crashes: int) -> None:
     artifact = publish_variant(tmp_path, "a", seed=2)
     whole = Reference.parse(f"oci://{registry}/whole")
-    names = [f"killed-{number}" for number in range(5 * crashes)]
+    names = [f"killed-{number}" for number in range(3 * crashes)]
     line = ("publish", str(artifact), "--to", f"oci://{registry}/whole")
     moments = some_moments(len(names), "push", tmp_path, command, *line)
     (artifact.parent / ".published.json").unlink()  # or what was sent once would not be sent again
@@ -183,7 +183,7 @@ def test_a_folder_that_is_pulled_to(tmp_path: Path, registry: str, crashes: int)
     command("publish", str(older), "--to", f"oci://{registry}/older:v")
     command("publish", str(newer), "--to", f"oci://{registry}/newer:v")
     line = ("pull", f"oci://{registry}/newer:v", "--unsigned", "--out", str(out))
-    for moment in some_moments(5 * crashes, "pull", tmp_path, command, *line):
+    for moment in some_moments(3 * crashes, "pull", tmp_path, command, *line):
         command("pull", f"oci://{registry}/older:v", "--unsigned", "--out", str(out))
         assert not lives(moment, tmp_path, command, *line)
         (folder,) = published(out)
@@ -195,7 +195,7 @@ def test_a_folder_that_is_pulled_to(tmp_path: Path, registry: str, crashes: int)
 
 
 BUILD = ["evaluate.items=24", "evaluate.fidelity_items=4", "latency.requests=2", "latency.output_tokens=4"]
-BUILD += ["quantize.calibration=tests/data/calibration.jsonl", "gate.context=256"]
+BUILD += [f"quantize.calibration={ROOT}/tests/data/calibration.jsonl", "gate.context=256"]
 # Verdicts that do not hang on the machine: what passes once passes always.
 BUILD += ["gate.accuracy_margin=99", "gate.max_growth_bytes=null", "gate.ttft_p50_ratio=null"]
 BUILD += ["gate.itl_p50_ratio=null", "gate.e2e_ratio=null"]
@@ -209,7 +209,7 @@ def build(folder: Path, command: str, out: str, **environment: str) -> subproces
     line = [sys.executable, "-m", "build", command, "--json", "--out", out, "--only", "gptq-int4-onnx"]
     line += ["--model", f"./{MODEL}"] + [word for setting in BUILD for word in ("--set", setting)]
     known = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(line, cwd=folder, env=known, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, cwd=folder, env=known, capture_output=True, text=True, timeout=900)
 
 
 def digests(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
