@@ -16,7 +16,7 @@ from math import ceil
 
 import numpy as np
 
-from bench.resources import IMAGE_SIDE
+from bench.resources import DECODED, IMAGE_SIDE, REQUESTS, SHORT, WARMUP
 from build.recipe import BASELINES, KINDS, Recipe
 from build.stages import CACHE_SAMPLES
 from engines.config import ModelConfig
@@ -246,8 +246,12 @@ def seconds(
             rows = 2 * some * steps * Size.of(config).embedding / machine.flops
             return start + answers + answer_seconds(config, variant, machine, asked, some, 0, 1) + rows
         case "memory":
-            load = Load(gate.context, image_patches(config, gate.context))
-            return start + answer_seconds(config, variant, machine, load, gate.batch, 4, gate.batch)
+            long, short = (
+                Load(context, image_patches(config, context)) for context in (gate.context, SHORT - DECODED)
+            )
+            full = answer_seconds(config, variant, machine, long, gate.batch, DECODED, gate.batch)
+            many = WARMUP + REQUESTS
+            return start + full + answer_seconds(config, variant, machine, short, many, DECODED, 1)
         case _:
             return start
 
@@ -265,12 +269,16 @@ def quantize_seconds(
 def latency_seconds(
     config: ModelConfig, recipe: Recipe, machine: Machine, asked: Load, arms: Sequence[str]
 ) -> float:
-    """All arms answer all requests in turn; this is never cached."""
+    """All arms answer all requests in turn; this is never cached. The baseline is among them twice."""
     settings = recipe.latency
-    requests = settings.requests * settings.repeats + settings.warmup
+    prompts = {size: settings.requests // size * size * settings.repeats for size in settings.batches}
+    prompts[1] += settings.warmup
     return sum(
         runtime(arm).start_seconds
-        + answer_seconds(config, arm, machine, asked, requests, settings.output_tokens, 1)
+        + sum(
+            answer_seconds(config, arm, machine, asked, count, settings.output_tokens, size)
+            for size, count in prompts.items()
+        )
         for arm in arms
     )
 

@@ -72,7 +72,7 @@ def plan(recipe: Recipe, source: Source, out: Path, memory: int) -> dict[str, An
                 "seconds": round(needed, 1),
             }
         )
-    arms = ["fp16", *(name for name in recipe.variants if KINDS[name].runs and runs_here(name))]
+    arms = ["fp16", "fp16", *(name for name in recipe.variants if KINDS[name].runs and runs_here(name))]
     needed = forecast.latency_seconds(config, recipe, machine, asked, arms)
     steps.append(
         {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.resources import DECODED, REQUESTS, WARMUP
 from bench.shape import SHAPES
 from build import forecast
 from build.__main__ import main
@@ -150,6 +151,26 @@ def test_more_work_takes_longer() -> None:
     assert 1.9 * time(recipe) < time(double) < 4 * time(recipe)
     short = forecast.seconds("evaluate", config, "fp16", recipe, MACHINE, Load(100, 100, steps=9), Load(0, 0))
     assert short < time(recipe) / 2
+
+
+def test_every_batch_of_every_arm_is_counted_in_the_latency() -> None:
+    config, load = full_size(), Load(200, 256)
+
+    def time(arms: list[str], *settings: str) -> float:
+        recipe = load_recipe("qwen3-vl-2b", overrides=["latency.warmup=1", *settings])
+        return forecast.latency_seconds(config, recipe, MACHINE, load, arms)
+
+    alone = time(["fp16"], "latency.batches=[1]")
+    assert time(["fp16", "fp16"], "latency.batches=[1]") == pytest.approx(2 * alone)
+    assert 1.2 * alone < time(["fp16"], "latency.batches=[1, 4]") < 2 * alone
+
+
+def test_the_requests_that_show_a_leak_are_counted() -> None:
+    """In bytes read alone: a step of 16 bits reads all weights once, and there are steps of many requests."""
+    config, recipe = full_size(), load_recipe("qwen3-vl-2b")
+    seconds = forecast.seconds("memory", config, "fp16", recipe, MACHINE, Load(1, 0), Load(0, 0))
+    steps = (WARMUP + REQUESTS) * DECODED
+    assert seconds > steps * 2 * 1.7e9 / MACHINE.read
 
 
 @pytest.mark.parametrize("command", ["all", "plan"])
