@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 
+from bench.router.servers import free_port
 from tests.checkpoints import write_checkpoint
+from tests.live_up import running_up, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 # Small enough for a test; whether the verdict passes is not the point here, whether it is reached is.
@@ -193,7 +196,9 @@ def test_list_and_inspect_tell_what_is_published(built: dict[str, Any], out: Pat
     assert inspected["gate"]["verdict"] == "PASS"
 
 
-def test_a_waived_variant_is_published_and_says_so(built: dict[str, Any], out: Path, tmp_path: Path) -> None:
+def test_a_waived_variant_is_published_says_so_and_is_served(
+    built: dict[str, Any], out: Path, tmp_path: Path
+) -> None:
     (tmp_path / ".store").symlink_to(out / ".store")
     checks = {c["metric"] for v in built["variants"] if v["name"] == "awq-int4-onnx" for c in v["checks"]}
     waivers = [
@@ -215,6 +220,20 @@ def test_a_waived_variant_is_published_and_says_so(built: dict[str, Any], out: P
     assert "waiver in force: bytes" in (tmp_path / "qwen3-vl-micro" / "summary.md").read_text()
     selected = run(*LINE, "select", "--catalogue", str(tmp_path), "--device", "cpu", "--json")
     assert json.loads(selected.stdout)["choice"] == "awq-int4-onnx"
+    port = free_port()
+    choose = ["--select", "--catalogue", str(tmp_path)]
+    with (
+        running_up(tmp_path, port, *choose) as (process, said),
+        OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        assert wait_for(said, "selected ").startswith("selected awq-int4-onnx for ")
+        wait_for(said, "ready: router")
+        answer = client.chat.completions.with_raw_response.create(
+            model="micro", messages=[{"role": "user", "content": "Code of Zafolo?"}], max_tokens=8
+        )
+    assert answer.headers["x-ab-arm"] == "awq-int4-onnx"
+    assert answer.headers["x-artifact-digest"] == found["awq-int4-onnx"]["digest"]
+    assert process.returncode == 0
 
 
 def test_another_architecture_of_the_family_runs_through(micro_checkpoint: Path, tmp_path: Path) -> None:
