@@ -623,6 +623,36 @@ def test_the_log_has_the_public_names(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "logged"), [("mine-1", ["mine-1"]), ("", None), ("a b", None), ("x" * 129, None)]
+)
+def test_a_request_is_found_in_the_log_by_the_id_its_client_gave(
+    tmp_path: Path, given: str, logged: list[str] | None
+) -> None:
+    """Answered or refused; its copy too."""
+
+    async def test() -> None:
+        async with (
+            scripted_arm(answers(b"ok")) as a,
+            scripted_arm(answers(b"ok")) as b,
+            routing(tmp_path, policy_text(a, b, more="mirror: {arm: b, percent: 100}\n")) as router,
+        ):
+            await ask(router.port, request(X_Request_Id=given))
+            await ask(router.port, request(X_Request_Id=given, Expect="nothing"))
+            assert a.asked[0].header("x-request-id") == [given]
+            while router.control.router.watched:  # the copy is answered when it may
+                await asyncio.sleep(0.01)
+
+    run(test())
+    lines = log_lines(tmp_path)
+    assert sorted((line["http.response.status_code"], line.get("ab.mirror", False)) for line in lines) == [
+        (200, False),
+        (200, True),
+        (417, False),
+    ]
+    assert [line.get("http.request.header.x-request-id") for line in lines] == [logged] * 3
+
+
 def test_the_log_reaches_a_collector(tmp_path: Path) -> None:
     """Read with OpenTelemetry's protocol definitions, as a collector does."""
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
