@@ -306,6 +306,42 @@ def test_a_fallback_is_counted_against_the_assigned_arm(tmp_path: Path) -> None:
     assert (line["feature_flag.result.variant"], line["ab.arm"], line["ab.fallback"]) == ("a", "b", "reset")
 
 
+@pytest.mark.parametrize("length", [True, False], ids=["whole", "in pieces"])
+def test_an_arm_that_starts_or_stops_costs_no_request(tmp_path: Path, length: bool) -> None:
+    """It says 503 meanwhile; only where nobody else is left does the client hear it."""
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    full = whole(b"draining", 503) if length else STREAM.replace(b"200", b"503") + event("draining")
+
+    async def turn_away(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(full)
+        await reader.readexactly(1)  # until the router closes
+
+    async def test() -> None:
+        async with (
+            scripted_arm(turn_away) as a,
+            scripted_arm(answers(b"b")) as b,
+            scripted_arm(answers(b"not now", 503, b"retry-after: 7\r\n")) as c,
+        ):
+            async with routing(folders[0], policy_text(a, b, more="fallback: [b]\n")) as router:
+                answer = await ask(router.port, request(b"the body"))
+                assert (answer.status, answer.body, answer.header("x-ab-arm")) == (200, b"b", ["b"])
+                assert (a.asked[0].body, b.asked[0].body) == (b"the body", b"the body")
+                assert router.control.router.live.arms["a"].in_flight == 0
+                assert router.control.router.live.arms["a"].breaker.failures == 1
+            async with routing(folders[1], policy_text(c, b, more="fallback: [b]\n")) as router:
+                large = b"x" * 2_000_000  # not kept for another arm
+                answer = await ask(router.port, request(large))
+                assert (answer.status, answer.header("retry-after")) == (503, ["7"])
+            async with routing(folders[2], policy_text(c)) as router:
+                assert (await ask(router.port, request())).header("retry-after") == ["7"]
+
+    run(test())
+    (first,) = log_lines(folders[0])
+    assert (first["feature_flag.result.variant"], first["ab.arm"], first["ab.fallback"]) == ("a", "b", "503")
+
+
 def test_without_a_fallback_the_client_is_told(tmp_path: Path) -> None:
     async def test() -> None:
         async with scripted_arm(refuse) as a, routing(tmp_path, policy_text(a)) as router:
