@@ -20,6 +20,7 @@ from tests.scripted_arm import (
     LAST,
     STREAM,
     Asked,
+    ScriptedArm,
     answers,
     ask,
     event,
@@ -304,6 +305,31 @@ def test_a_fallback_is_counted_against_the_assigned_arm(tmp_path: Path) -> None:
     run(test())
     (line,) = log_lines(tmp_path)
     assert (line["feature_flag.result.variant"], line["ab.arm"], line["ab.fallback"]) == ("a", "b", "reset")
+
+
+def test_a_body_that_comes_late_reaches_the_fallback(tmp_path: Path) -> None:
+    """It waits while the assigned arm is not to be reached; the fallback has a connection ready."""
+    head, body = request(b"the body").split(b"the body")[0], b"the body"
+
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            closed = ScriptedArm(taken.getsockname()[1])
+        more = "fallback: [b]\nlimits: {stall_s: 1}\n"
+        async with (
+            scripted_arm(answers(b"b")) as b,
+            routing(tmp_path, policy_text(closed, b, more=more)) as router,
+        ):
+            await ask(router.port, head + body)
+            reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+            writer.write(head)
+            while not router.control.router.live.arms["b"].in_flight:
+                await asyncio.sleep(0.01)
+            writer.write(body)
+            assert (await read_answer(reader)).body == b"b"
+            assert (b.asked[1].body, b.connections) == (body, 1)
+            writer.close()
+
+    run(test())
 
 
 @pytest.mark.parametrize("length", [True, False], ids=["whole", "in pieces"])

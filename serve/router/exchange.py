@@ -276,7 +276,8 @@ class Exchange:
         self.forward()
 
     def _left_by(self, arm: Arm) -> None:
-        """An attempt has failed; the arm is no longer ours."""
+        """An attempt has failed; the arm is no longer ours, and need not be waited for."""
+        self.client.resume()
         arm.breaker.failure()
         arm.in_flight -= 1
         self.arm = self.upstream = None
