@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engines.errors import UserError
 
-MODULES = {"history": "bench.history.commands"}
+MODULES = {"history": "bench.history.commands", "endurance": "bench.endurance.commands"}
 EXIT_CODES = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed, 4 gate inconclusive"
 
 
@@ -217,6 +217,30 @@ def parser() -> argparse.ArgumentParser:
         help="configurations and logs",
     )
     router.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+    endurance = commands.add_parser(
+        "endurance",
+        epilog=EXIT_CODES,
+        help="an hour of mixed load on a router and two arms",
+    )
+    endurance.add_argument("--minutes", type=_above_zero, default=60.0, metavar="N", help="default 60")
+    endurance.add_argument(
+        "--artifacts",
+        type=Path,
+        nargs=2,
+        metavar="DIR",
+        help="candidate and baseline; default the embedded checkpoint's, built where they are not",
+    )
+    endurance.add_argument(
+        "--rate", type=_above_zero, default=3.0, metavar="R", help="requests a second; default 3"
+    )
+    endurance.add_argument(
+        "--seed", type=_natural, default=0, metavar="S", help="of requests and moments; default 0"
+    )
+    endurance.add_argument(
+        "--work", type=Path, metavar="DIR", help="keeps logs and state, new; default a temporary one"
+    )
+    endurance.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     trust = commands.add_parser(
         "trust", epilog=EXIT_CODES, help="is the gate right about models whose truth is known"

@@ -12,7 +12,7 @@ import httptools
 
 from engines.errors import UserError
 from serve.router.exchange import Exchange
-from serve.router.head import Head, Request
+from serve.router.head import REQUEST_ID, Head, Request
 from serve.router.live import Live
 from serve.router.messages import RefusedError, answer, error_body
 from serve.router.mirror import mirror
@@ -154,9 +154,8 @@ class Client(asyncio.Protocol):
         self._size = 0
         self._body = [] if live.assign.reads_user else None
         method = parser.get_method()
-        self._record = Record(
-            time.monotonic(), self._address, method, head.target, live.policy.experiment, live.version
-        )
+        told = (time.monotonic(), self._address, method, head.target, live.policy.experiment, live.version)
+        self._record = Record(*told, request_id=head.seen.get(REQUEST_ID, b""))
         if parser.should_upgrade():
             raise RefusedError(400, "upgrades are refused")
         keep_alive = parser.should_keep_alive() and not self._router.closing
