@@ -27,7 +27,7 @@ def up(options: argparse.Namespace) -> None:
     policy = read_policy(options.policy)
     commands = arm_commands(policy)
     stopping = threading.Event()
-    _stop_on_signals(stopping)
+    stop_on_signals(stopping)
     with arms(commands, stopping), started(router_command(options), options.drain + 5) as router:
         while not stopping.wait(0.2):
             if router.poll() is not None:
@@ -146,7 +146,7 @@ def started(
             process.stderr.close()
 
 
-def _stop_on_signals(stopping: threading.Event) -> None:
+def stop_on_signals(stopping: threading.Event) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()
 
