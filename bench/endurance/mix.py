@@ -13,10 +13,11 @@ from bench.client import PICTURES, Load, question, words
 
 CHAT = "/v1/chat/completions"
 USERS = 500
+LONG_TEXT = " ".join(("what is under the red shape",) * 20)
 SHARES = {  # of the requests, in percent
     "text": 28,
-    "stream": 22,
-    "long stream": 10,
+    "stream": 26,
+    "long stream": 6,
     "picture": 8,
     "picture stream": 8,
     "json": 6,
@@ -70,13 +71,15 @@ def requests(rate: float, seconds: float, seed: int) -> Iterator[Request]:
 def _right(kind: str, random: np.random.Generator) -> dict[str, Any]:
     picture = int(random.integers(PICTURES)) if "picture" in kind else None
     load = Load("", image_size=int(random.choice((32, 64, 96))), output_tokens=int(random.integers(4, 40)))
-    body = json.loads(question(load, "any", "anybody", words(random), picture))
+    # The long ones are equally long: each row of an arm's cache is soon filled as far as it ever will be.
+    text = LONG_TEXT if kind == "long stream" else words(random)
+    body = json.loads(question(load, "any", "anybody", text, picture))
     del body["model"]  # each arm has one
     leaves_s = None
     if kind == "long stream":
-        body["max_tokens"] = int(random.integers(300, 900))
+        body["max_tokens"] = 600
     elif kind == "leaves":
-        body["max_tokens"] = 900
+        body["max_tokens"] = 400
         body["stream"] = bool(random.integers(2))
         leaves_s = float(random.uniform(0.001, 0.4))
     elif "stream" not in kind:
