@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.client import PICTURES, Load, question, words
+from bench.client import Load, question, words
 
 CHAT = "/v1/chat/completions"
 USERS = 500
+PICTURES = 8
+SIZES = (32, 64, 96)
 LONG_TEXT = " ".join(("what is under the red shape",) * 20)
 SHARES = {  # of the requests, in percent
     "text": 28,
@@ -69,9 +71,10 @@ def requests(rate: float, seconds: float, seed: int) -> Iterator[Request]:
 
 
 def _right(kind: str, random: np.random.Generator) -> dict[str, Any]:
+    # Few pictures, and long ones equally long: an arm remembers all of those, and fills each row of its cache
+    # as far as it ever will, while it warms up.
     picture = int(random.integers(PICTURES)) if "picture" in kind else None
-    load = Load("", image_size=int(random.choice((32, 64, 96))), output_tokens=int(random.integers(4, 40)))
-    # The long ones are equally long: each row of an arm's cache is soon filled as far as it ever will be.
+    load = Load("", image_size=SIZES[(picture or 0) % 3], output_tokens=int(random.integers(4, 40)))
     text = LONG_TEXT if kind == "long stream" else words(random)
     body = json.loads(question(load, "any", "anybody", text, picture))
     del body["model"]  # each arm has one
