@@ -64,9 +64,9 @@ def requests(rate: float, seconds: float, seed: int) -> Iterator[Request]:
     at, number = 0.0, 0
     while (at := at + random.exponential(1 / rate)) < seconds:
         kind = str(random.choice(kinds, p=shares))
-        facts = {"id": f"endurance-{seed}-{number}", "kind": kind, "at_s": at}
-        facts["user"] = f"user-{random.integers(USERS)}"
-        yield Request(**facts, **(_wrong(random) if kind == "wrong" else _right(kind, random)))
+        user = f"user-{random.integers(USERS)}"
+        asked = _wrong(random) if kind == "wrong" else _right(kind, random)
+        yield Request(f"endurance-{seed}-{number}", kind, at, user=user, **asked)
         number += 1
 
 
