@@ -43,8 +43,8 @@ gpu: .venv-gpu/ready  ## arms on this machine's NVIDIA GPU; CHECKPOINTS="DIR DIR
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	touch $@
 
-audit: .venv-audit/ready  ## known vulnerabilities of every locked version, asked of PyPI
-	.venv-audit/bin/pip-audit --no-deps --disable-pip --requirement requirements/dev.txt
+audit: .venv-audit/ready  ## known vulnerabilities of every locked version; one that PyPI does not know is an error
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements/dev.txt
 
 check: setup
 	$(VENV)/ruff check .
