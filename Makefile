@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all stack reference test check fuzz bench gpu
+.PHONY: setup all stack reference test check fuzz bench gpu audit
 
 setup: .venv/ready  ## .venv from the lock
 
@@ -37,6 +37,14 @@ bench: setup  ## how long the hot pieces take beside the machine's floor; ARTIFA
 
 gpu: .venv-gpu/ready  ## arms on this machine's NVIDIA GPU; CHECKPOINTS="DIR DIR…", the 16-bit one first
 	.venv-gpu/bin/python -m bench gpu $(or $(CHECKPOINTS),bench/micro/checkpoint)
+
+.venv-audit/ready:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	touch $@
+
+audit: .venv-audit/ready  ## known vulnerabilities of every locked version; one that PyPI does not know is an error
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements/dev.txt
 
 check: setup
 	$(VENV)/ruff check .

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -53,13 +54,20 @@ def endurance(options: Namespace) -> int:
 
 
 def _built() -> list[Path]:
-    """Both artifacts of the embedded checkpoint, built where they are not."""
+    """Both artifacts of the embedded checkpoint, built where they are not. UserError if they do not pass."""
     folders = [BUILT / name for name in VARIANTS]
-    if not all((folder / MANIFEST).is_file() for folder in folders):
-        command = [sys.executable, "-m", "build", "all", "--only", *VARIANTS, "--out", str(BUILT.parent)]
-        if subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode not in (0, EXIT["INCONCLUSIVE"]):
-            raise UserError("python -m build all failed; its reason is above")
+    if _missing(folders):
+        command = [sys.executable, "-m", "build", "all", "--only", *VARIANTS]
+        subprocess.run([*command, "--out", str(BUILT.parent.resolve())], cwd=ROOT, stdout=sys.stderr)
+    if missing := _missing(folders):
+        raise UserError(
+            f"{missing[0]} was not published, for the reason above; name two artifacts by --artifacts DIR DIR"
+        )
     return folders
+
+
+def _missing(folders: Sequence[Path]) -> list[Path]:
+    return [folder for folder in folders if not (folder / MANIFEST).is_file()]
 
 
 def _table(checks: list[Check]) -> Table:

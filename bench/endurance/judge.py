@@ -123,8 +123,9 @@ def _growth(row: Fields, life: Life, blocks: Sequence[float]) -> Check:
     return Check(**row, verdict=Verdict.INCONCLUSIVE, reason=f"too short to tell{minutes}")
 
 
-def _blocks(values: Sequence[int]) -> list[Sequence[int]]:
-    return list(np.array_split(np.array(values), min(BLOCKS, max(1, len(values) // 3))))
+def _blocks(values: Sequence[int]) -> list[list[int]]:
+    parts = np.array_split(np.array(values), min(BLOCKS, max(1, len(values) // 3)))
+    return [part.tolist() for part in parts]
 
 
 def _seconds(life: Life) -> float:

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from bench.client import PICTURES, Load, question, words
+from bench.client import Load, question, words
 
 CHAT = "/v1/chat/completions"
 USERS = 500
+PICTURES = 8
+SIZES = (32, 64, 96)
+LONG_TEXT = " ".join(("what is under the red shape",) * 20)
 SHARES = {  # of the requests, in percent
     "text": 28,
-    "stream": 22,
-    "long stream": 10,
+    "stream": 26,
+    "long stream": 6,
     "picture": 8,
     "picture stream": 8,
     "json": 6,
@@ -61,22 +64,25 @@ def requests(rate: float, seconds: float, seed: int) -> Iterator[Request]:
     at, number = 0.0, 0
     while (at := at + random.exponential(1 / rate)) < seconds:
         kind = str(random.choice(kinds, p=shares))
-        facts = {"id": f"endurance-{seed}-{number}", "kind": kind, "at_s": at}
-        facts["user"] = f"user-{random.integers(USERS)}"
-        yield Request(**facts, **(_wrong(random) if kind == "wrong" else _right(kind, random)))
+        user = f"user-{random.integers(USERS)}"
+        asked = _wrong(random) if kind == "wrong" else _right(kind, random)
+        yield Request(f"endurance-{seed}-{number}", kind, at, user=user, **asked)
         number += 1
 
 
 def _right(kind: str, random: np.random.Generator) -> dict[str, Any]:
+    # Few pictures, and long ones equally long: an arm remembers all of those, and fills each row of its cache
+    # as far as it ever will, while it warms up.
     picture = int(random.integers(PICTURES)) if "picture" in kind else None
-    load = Load("", image_size=int(random.choice((32, 64, 96))), output_tokens=int(random.integers(4, 40)))
-    body = json.loads(question(load, "any", "anybody", words(random), picture))
+    load = Load("", image_size=SIZES[(picture or 0) % 3], output_tokens=int(random.integers(4, 40)))
+    text = LONG_TEXT if kind == "long stream" else words(random)
+    body = json.loads(question(load, "any", "anybody", text, picture))
     del body["model"]  # each arm has one
     leaves_s = None
     if kind == "long stream":
-        body["max_tokens"] = int(random.integers(300, 900))
+        body["max_tokens"] = 600
     elif kind == "leaves":
-        body["max_tokens"] = 900
+        body["max_tokens"] = 400
         body["stream"] = bool(random.integers(2))
         leaves_s = float(random.uniform(0.001, 0.4))
     elif "stream" not in kind:
