@@ -32,6 +32,9 @@ def connected(address: str, store: Store, memory: int) -> Iterator[Cluster]:
 
     Raises UserError where Ray is not installed or does not answer.
     """
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = (
+        "0"  # or a lost connection makes Ray start a cluster of its own here
+    )
     try:
         import ray
     except ImportError:
@@ -105,7 +108,7 @@ class Cluster:
             return self._ray.get(value)
         except self._ray.exceptions.RayTaskError as error:  # what the function itself raised
             raise error.cause from None
-        except self._ray.exceptions.RayError as error:
+        except (self._ray.exceptions.RayError, ConnectionError) as error:
             told = _last_line(error)
             raise UserError(f"Ray lost a stage ({told}); the same command goes on from here") from None
 
