@@ -1,7 +1,8 @@
 """``build all --on ADDRESS``: the same stages as tasks of a Ray cluster, which says where and when.
 
-Every node has the project, its packages and the store under the same paths as this machine. One with a GPU
-tells which when it joins: ``ray start --labels gpu=sm89``.
+Every node has the project and its packages under the same paths as this machine, and either the store too, or
+a store of its own that shares finished work at a URL. One with a GPU tells which when it joins:
+``ray start --labels gpu=sm89``.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any
 from bench.resources import human_size
 from build import stages
 from build.code import ROOT
+from build.evidence import Built
 from build.stages import Step
 from build.store import Entry, Store
-from engines.artifact import MANIFEST
 from engines.errors import UserError
 
 LABEL = "gpu"
-SHARED = "the checkout and --out must be on every node, under the same path"
+SHARED = "every node needs the checkout and --out under the same path, or the checkout and a --store URL"
 LOCAL = (stages.checkpoint, stages.items)  # take what lies on this machine into the store
 
 
@@ -32,9 +33,8 @@ def connected(address: str, store: Store, memory: int) -> Iterator[Cluster]:
 
     Raises UserError where Ray is not installed or does not answer.
     """
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = (
-        "0"  # or a lost connection makes Ray start a cluster of its own here
-    )
+    # Or a lost connection makes Ray start a cluster of its own here.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     try:
         import ray
     except ImportError:
@@ -59,23 +59,23 @@ class Cluster:
     def __init__(self, ray: Any, store: Store, memory: int) -> None:
         self._ray, self._store, self._memory = ray, store, memory
         self._nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-        labels = (node["Labels"].get(LABEL) for node in self._nodes)
-        self.targets = frozenset(label for label in labels if label)
+        with_gpu = [node["Labels"].get(LABEL) for node in self._nodes if node["Resources"].get("GPU")]
+        self.targets = frozenset(label for label in with_gpu if label)
 
     def do(self, stage: Callable[..., Step], *arguments: Any, target: str | None = None) -> Entry:
         if stage in LOCAL:
             return self._store.do(*stage(*arguments))
-        entry: Entry = self._start(stage.__name__, target, _staged, self._store, stage, *arguments)
+        entry: Entry = self._start(stage.__name__, target, _staged, stage, *arguments)
         return entry
 
     def wait(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         done = {name: self._get(entry) for name, entry in entries.items()}
         for entry in done.values():
-            _check_shared(entry)
+            _bring(self._store, entry)
         return done
 
     def call(self, function: Callable[..., Any], *arguments: Any, target: str | None = None) -> Any:
-        return self._get(self._start(function.__name__, target, function, *arguments))
+        return self._get(self._start(function.__name__, target, _called, function, *arguments))
 
     def _start(self, name: str, target: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
         """A task on a node with the target's GPU, or on any where no node has it.
@@ -99,7 +99,8 @@ class Cluster:
             "memory": self._memory,
             "label_selector": selector,
         }
-        return self._ray.remote(_there).options(**options).remote(str(Path.cwd()), function, *arguments)
+        task = self._ray.remote(_there).options(**options)
+        return task.remote(str(Path.cwd()), self._store, function, *arguments)
 
     def _get(self, value: Any) -> Any:
         if isinstance(value, Entry):
@@ -113,16 +114,17 @@ class Cluster:
             raise UserError(f"Ray lost a stage ({told}); the same command goes on from here") from None
 
 
-def _there(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """On a node, in the folder of the same name."""
+def _there(folder: str, store: Store, function: Callable[..., Any], *arguments: Any) -> Any:
+    """On a node, in the folder of the same name, with all that is passed on in its store."""
     try:
         os.chdir(folder)
     except OSError as error:
         raise UserError(f"{socket.gethostname()}: {folder}: {error.strerror}; {SHARED}") from None
     for argument in arguments:
-        if isinstance(argument, Entry):
-            _check_shared(argument)
-    return function(*arguments)
+        for entry in argument.entries() if isinstance(argument, Built) else [argument]:
+            if isinstance(entry, Entry):
+                _bring(store, entry)
+    return function(store, *arguments)
 
 
 def _staged(store: Store, stage: Callable[..., Step], *arguments: Any) -> Entry:
@@ -130,10 +132,14 @@ def _staged(store: Store, stage: Callable[..., Step], *arguments: Any) -> Entry:
     return store.do(*stage(*arguments))
 
 
+def _called(store: Store, function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _bring(store: Store, entry: Entry) -> None:
+    if not store.bring(entry.path):
+        raise UserError(f"{socket.gethostname()} does not find {entry.path}; {SHARED}")
+
+
 def _last_line(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2]
-
-
-def _check_shared(entry: Entry) -> None:
-    if not (entry.path / MANIFEST).is_file():
-        raise UserError(f"{socket.gethostname()} does not see {entry.path}; {SHARED}")

@@ -150,7 +150,7 @@ def schema_command(options: Namespace) -> int:
 @contextmanager
 def _place(options: Namespace, recipe: Recipe, source: Source, console: Console) -> Iterator[Place]:
     """This machine, or a cluster with --on; of its stages none takes more memory than the baseline's run."""
-    store = Store(options.out / ".store", console.say)
+    store = Store(options.out / ".store", console.say, options.store)
     store.root.mkdir(parents=True, exist_ok=True)
     if not options.on:
         yield Here(store)

@@ -49,6 +49,9 @@ class Built:
     answers: dict[str, Entry]
     memory: dict[str, Entry]
 
+    def entries(self) -> list[Entry]:
+        return [*self.artifacts.values(), self.items, *self.answers.values(), *self.memory.values()]
+
     def peak_memory(self, variant: str) -> Memory | None:
         if variant not in self.memory:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,14 +25,16 @@ NODE = {
     "include_log_monitor": False,
 }
 AGENT = ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN")
+NOTHING = [sys.executable, "-SIc", "import signal; signal.pause()"]
 # On a busy machine parts of Ray take longer to start than it waits, and a node that answers late is not dead.
-PATIENCE = {
+SETTINGS = {
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_health_check_timeout_ms": "60000",
     "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "300",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
+    "RAY_prestart_worker_first_driver": "0",  # of workers that no test has a use for
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",  # whatever token is in this machine's home
 }
@@ -44,25 +47,30 @@ def two_nodes(
     """The cluster and its second node, given further parameters of each; every process is gone afterwards."""
     import ray
     from ray import _raylet as ports
+    from ray._private import ray_constants, services
     from ray._private.node import Node
     from ray.cluster_utils import Cluster
 
-    start = Node.start_raylet
+    start, python = Node.start_raylet, services._build_python_executable_command_memory_profileable
 
     def start_raylet(node: Any, *arguments: Any) -> None:
-        """It waits for an agent to tell these ports, and dies after some seconds: here nothing is on them."""
+        """It waits for the dashboard's agent to tell these ports, and dies after some seconds."""
         for port in AGENT:
             ports.persist_port(node._session_dir, node._node_id, getattr(ports, f"{port}_PORT_NAME"), -1)
         start(node, *arguments)
+
+    def command(component: str, *arguments: Any) -> Any:
+        agent = component == ray_constants.PROCESS_TYPE_DASHBOARD_AGENT
+        return NOTHING if agent else python(component, *arguments)
 
     libc, before = ctypes.CDLL(None), set(psutil.Process().children(recursive=True))
     libc.prctl(SUBREAPER, 1)
     try:
         with (
-            patch.dict(os.environ, PATIENCE),
+            patch.dict(os.environ, SETTINGS),
             patch.object(Node, "start_api_server"),  # of the dashboard
             patch.object(Node, "start_raylet", start_raylet),
-            patch("ray._private.utils.get_dashboard_dependency_error", return_value="not wanted"),
+            patch.object(services, "_build_python_executable_command_memory_profileable", command),
         ):
             parameters = [{**NODE, "no_monitor": True, **(head or {})}, {**NODE, **(second or {})}]
             for node in parameters:

@@ -38,7 +38,7 @@ LINE = [sys.executable, "-m", "build"]
 MEASURED = ["fp16", "onnx-fp16", "gptq-int4", "gptq-int4-onnx", "awq-int4", "awq-int4-onnx"]
 ELSEWHERE = ["trt-fp16-sm89", "trt-gptq-int4-sm89", "trt-awq-int4-sm89"]  # on a GPU, which tests do not have
 VARIANTS = MEASURED + ELSEWHERE
-OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+OWN = ("ray::IDLE", "ray::RuntimeEnvAgent")
 
 
 def arguments(out: Path, *more: str) -> list[str]:
@@ -187,16 +187,17 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
     port = free_port()
     address, second = f"ray://127.0.0.1:{port}", {"labels": {"gpu": "sm89"}, "num_gpus": 1}
     works = ("export onnx-fp16", "quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx")
+    url = f"file://{tmp_path}/shared"
     line = undone(out, tmp_path, *works)
-    with two_nodes({"ray_client_server_port": port}, second) as (_, node):
+    with two_nodes({"ray_client_server_port": port}, second) as (nodes, node):
         victim = raylet(node)
-        with connected(address, Store(tmp_path), memory=1_000_000) as cluster:
+        with connected(nodes.address, Store(tmp_path), memory=1_000_000) as cluster:
             assert cluster.targets == {"sm89"}
             assert cluster.call(os.getppid, target="sm89") == victim.pid, "what is for a GPU runs beside it"
             with pytest.raises(UserError, match=r"getppid may take 1000.* of memory, found at most 2"):
                 Cluster(ray, Store(tmp_path), memory=10**12).call(os.getppid)
         build = subprocess.Popen(
-            [*line, "onnx-fp16", "--on", address],
+            [*line, "onnx-fp16", "--on", address, "--store", url],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -212,6 +213,10 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
     after = digests(json.loads(stdout.splitlines()[-1]))
     assert after == {name: digest for name, digest in digests(built).items() if name in after}
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    elsewhere = Store(tmp_path / "elsewhere", url=url)
+    for work in works:
+        (folder,) = (tmp_path / ".store").glob(f"{work.replace(' ', '/')}-{16 * '?'}")
+        assert elsewhere.bring(elsewhere.root / folder.relative_to(tmp_path / ".store"))
     assert run(*LINE, "verify", "--out", str(tmp_path)).returncode == 0
 
 
@@ -219,15 +224,6 @@ def running(node: psutil.Process) -> bool:
     """Whether a node has a stage in work: Ray names a process by its task."""
     names = [" ".join(worker.cmdline()) for worker in node.children()]
     return any(name.startswith("ray::") and not name.startswith(OWN) for name in names)
-
-
-def test_without_ray_a_cluster_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with (
-        pytest.raises(UserError, match="not installed; do: pip install"),
-        connected("ray://h", Store(tmp_path), 0),
-    ):
-        pass
 
 
 def test_verify_names_the_file_with_a_flipped_byte(built: dict[str, Any], out: Path, tmp_path: Path) -> None:
