@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from engines.artifact import Manifest
 from serve.compile.refusals import refuse, region_database
-from serve.deploy.kubernetes import dump
+from serve.deploy.kubernetes import Json, dump
 from serve.router.policy import Policy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -25,12 +24,15 @@ def ray(policy: Policy) -> dict[str, str]:
         (bool(policy.rollout), "a rollout", "leave it out, or run the router"),
         region_database(policy),
     )
-    arms, parts = {}, []
+    arms: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    parts: list[Json] = []
     told = policy.model_dump(mode="json", exclude_defaults=True)
     for name, arm in policy.arms.items():
         if not arm.artifact:
             continue
         manifest = Manifest.read(Path(arm.artifact))
+        digests[name] = manifest.digest
         arms[name] = told["arms"][name]["artifact"] = str(Path(arm.artifact).resolve())
         told["arms"][name]["digest"] = arm.digest or manifest.digest
         parts.append({"name": f"arm-{name}", "ray_actor_options": _needs(manifest)})
@@ -45,16 +47,17 @@ def ray(policy: Policy) -> dict[str, str]:
         "name": policy.experiment,
         "route_prefix": "/",
         "import_path": "serve.deploy.ray_app:app",
-        "args": {"arms": arms},
-        "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}},
+        # Arms are started anew where these change, so too when a folder has another content.
+        "args": {"arms": arms, "digests": digests},
+        "runtime_env": {"env_vars": {"PYTHONPATH": f"{ROOT}:${{PYTHONPATH}}"}},
         "deployments": parts,
     }
     return {"serve.yaml": dump({"applications": [application]})}
 
 
-def _needs(manifest: Manifest) -> dict[str, Any]:
+def _needs(manifest: Manifest) -> Json:
     """What an arm takes of its node."""
-    needs: dict[str, Any] = {"num_cpus": 1}
+    needs: Json = {"num_cpus": 1}
     if memory := manifest.requires.get("memory_bytes"):
         needs["memory"] = memory
     if manifest.requires.get("device", "cpu") != "cpu":
