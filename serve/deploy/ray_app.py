@@ -84,19 +84,24 @@ class Split:
             assigned = self._assign(noted, address, user).arm
         except UserError as error:
             return JSONResponse({"error": {"message": str(error)}}, 400)
-        for arm in dict.fromkeys((assigned, *self._policy.fallback)):
+        turns = list(dict.fromkeys((assigned, *self._policy.fallback)))
+        for name in turns:
             try:
-                return await self._ask(arm, request, body)
+                answer = await self._ask(name, request, body)
             except UNANSWERED:
                 continue
+            if answer.status == 503 and name != turns[-1]:  # it starts, stops or holds all it can
+                answer.close()
+                continue
+            return self._passed_on(name, answer)
         return JSONResponse({"error": {"message": f"arm {assigned} does not answer"}}, 503)
 
-    async def _ask(self, name: str, request: Request, body: bytes) -> Response:
+    async def _ask(self, name: str, request: Request, body: bytes) -> aiohttp.ClientResponse:
         arm, client = self._policy.arms[name], self._open()
         timeouts, url = arm.timeouts, arm.url
         if name in self._arms:  # Ray chooses among its replicas
             url = await asyncio.wait_for(self._arms[name].url.remote(), timeouts.connect_s)
-        answer = await client.request(
+        return await client.request(
             request.method,
             f"{url}{request.url.path}" + (f"?{request.url.query}" if request.url.query else ""),
             headers=[field for field in request.headers.items() if field[0].encode() not in NOT_PASSED],
@@ -104,10 +109,12 @@ class Split:
             timeout=aiohttp.ClientTimeout(sock_connect=timeouts.connect_s, sock_read=timeouts.first_byte_s),
             allow_redirects=False,
         )
+
+    def _passed_on(self, name: str, answer: aiohttp.ClientResponse) -> Response:
         kept = {key: value for key, value in answer.headers.items() if key.lower().encode() not in NOT_PASSED}
         kept["x-ab-arm"] = name
-        if arm.digest:
-            kept["x-artifact-digest"] = arm.digest
+        if digest := self._policy.arms[name].digest:
+            kept["x-artifact-digest"] = digest
         return StreamingResponse(_pieces(answer), answer.status, kept)
 
     def _open(self) -> aiohttp.ClientSession:
