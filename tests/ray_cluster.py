@@ -28,6 +28,7 @@ AGENT = ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN")
 NOTHING = [sys.executable, "-SIc", "import signal; signal.pause()"]
 # On a busy machine parts of Ray take longer to start than it waits, and a node that answers late is not dead.
 SETTINGS = {
+    "RAY_gcs_server_port_wait_time_s": "300",
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_health_check_timeout_ms": "60000",
@@ -63,6 +64,7 @@ def two_nodes(
         agent = component == ray_constants.PROCESS_TYPE_DASHBOARD_AGENT
         return NOTHING if agent else python(component, *arguments)
 
+    wait_for_node = Cluster._wait_for_node
     libc, before = ctypes.CDLL(None), set(psutil.Process().children(recursive=True))
     libc.prctl(SUBREAPER, 1)
     try:
@@ -70,6 +72,7 @@ def two_nodes(
             patch.dict(os.environ, SETTINGS),
             patch.object(Node, "start_api_server"),  # of the dashboard
             patch.object(Node, "start_raylet", start_raylet),
+            patch.object(Cluster, "_wait_for_node", lambda self, node: wait_for_node(self, node, 300)),
             patch.object(services, "_build_python_executable_command_memory_profileable", command),
         ):
             parameters = [{**NODE, "no_monitor": True, **(head or {})}, {**NODE, **(second or {})}]
