@@ -47,7 +47,17 @@ def parser() -> argparse.ArgumentParser:
     json_flag.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     parents = [recipe, out, json_flag]
-    commands.add_parser("all", parents=parents, epilog=EPILOG, help="checkpoint to gated, published variants")
+    all_ = commands.add_parser(
+        "all", parents=parents, epilog=EPILOG, help="checkpoint to gated, published variants"
+    )
+    all_.add_argument(
+        "--store",
+        metavar="URL",
+        help="share finished work at s3://BUCKET/PREFIX, or what else fsspec knows",
+    )
+    all_.add_argument(
+        "--on", metavar="ray://HOST:PORT", help="run the stages on a Ray cluster that shares --out or --store"
+    )
     commands.add_parser("plan", parents=parents, help="what would run and why, and what it would need")
     commands.add_parser("list", parents=[out, json_flag], help="the published variants with their facts")
     inspect = commands.add_parser("inspect", parents=[json_flag], help="one manifest and its gate")

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Rich
 from rich.table import Table
 
+from build.cluster import connected
 from build.console import Console, duration
+from build.forecast import memory_bytes
 from build.pipeline import build_all
+from build.place import Here, Place
 from build.plan import check_memory, plan
 from build.publish import published, verify
 from build.recipe import Recipe, load_recipe
 from build.source import Source, resolve
+from build.store import Store
 from engines.artifact import MANIFEST, Manifest
+from engines.config import ModelConfig
 from engines.errors import UserError
 
 EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
@@ -28,7 +35,9 @@ def all_command(options: Namespace) -> int:
     recipe, source = _load(options)
     if options.memory:
         check_memory(recipe, source, options.memory)
-    summary = build_all(recipe, source, options.out, Console())
+    console = Console()
+    with _place(options, recipe, source, console) as place:
+        summary = build_all(recipe, source, options.out, place, console)
     table = _table("variant", "verdict", "size", "peak memory", "decided by", "published at")
     for variant in summary["variants"]:
         deciding = [check for check in variant["checks"] if not check["waived"]]
@@ -136,6 +145,20 @@ def verify_command(options: Namespace) -> int:
 def schema_command(options: Namespace) -> int:
     print(json.dumps(Recipe.model_json_schema(), indent=2))
     return 0
+
+
+@contextmanager
+def _place(options: Namespace, recipe: Recipe, source: Source, console: Console) -> Iterator[Place]:
+    """This machine, or a cluster with --on; of its stages none takes more memory than the baseline's run."""
+    store = Store(options.out / ".store", console.say, options.store)
+    store.root.mkdir(parents=True, exist_ok=True)
+    if not options.on:
+        yield Here(store)
+        return
+    gate, config = recipe.gate, ModelConfig.load(source.path)
+    memory = memory_bytes(config, "fp16", recipe.quantize.group_size, gate.context, gate.batch)
+    with connected(options.on, store, memory) as cluster:
+        yield cluster
 
 
 def _load(options: Namespace) -> tuple[Recipe, Source]:

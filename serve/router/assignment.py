@@ -6,6 +6,7 @@ key against cumulative cut points. The baseline's part is last, so a growing can
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from bisect import bisect_right
@@ -92,6 +93,16 @@ class Assigner:
             return Assignment(self._arms[bisect_right(self._cuts, random.getrandbits(32))], "split")
         key = user.encode() if user else headers.get(self._key_header) or address.encode()
         return Assignment(self._arms[bisect_right(self._cuts, murmur2(self._salt + key))], "split", key)
+
+
+def user_of(body: bytes) -> str | None:
+    """The `user` of an OpenAI request."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    user = document.get("user") if isinstance(document, dict) else None
+    return user if isinstance(user, str) else None
 
 
 def key_header(policy: Policy) -> bytes:

@@ -34,7 +34,9 @@ def add_commands(commands: Any) -> None:
 
     compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
     compiled.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
-    compiled.add_argument("--to", required=True, choices=(*TARGETS, *CLUSTERS), help="what to write for")
+    compiled.add_argument(
+        "--to", required=True, choices=(*TARGETS, *CLUSTERS, "ray"), help="what to write for"
+    )
     compiled.add_argument(
         "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default 127.0.0.1:8080"
     )
@@ -155,6 +157,7 @@ def compile_(options: argparse.Namespace) -> None:
     from serve.compile import compile_policy
     from serve.deploy.kserve import kserve
     from serve.deploy.kubernetes import kubernetes
+    from serve.deploy.ray import ray
     from serve.router.reading import read_policy
 
     policy = read_policy(options.policy)
@@ -164,6 +167,8 @@ def compile_(options: argparse.Namespace) -> None:
         files = kubernetes(policy, options.policy.read_text(), options.image)
     elif options.to == "kserve":
         files = kserve(policy, options.image)
+    elif options.to == "ray":
+        files = ray(policy)
     else:
         files = compile_policy(policy, options.to, options.listen)
     if options.out:
