@@ -273,7 +273,7 @@ def parser() -> argparse.ArgumentParser:
     micro.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     shape = commands.add_parser("shape", help="write a random checkpoint of a real model's shape")
-    shape.add_argument("shape", metavar="SHAPE", help="qwen3-vl-2b")
+    shape.add_argument("shape", metavar="SHAPE", help="qwen3-vl-2b, -4b, -8b or -32b")
     shape.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write, new")
     shape.add_argument("--seed", type=int, default=0, metavar="S", help="of the weights; default 0")
     shape.add_argument("--json", action="store_true", help="print one JSON object as the last line")

@@ -158,12 +158,14 @@ def memory_bytes(config: ModelConfig, variant: str, group_size: int, context: in
     A process's on a CPU, where mapped weights count as far as they are read; a GPU's for what runs there.
     """
     size, kind, text, vision = Size.of(config), KINDS[variant], config.text, config.vision
+    weights: float = disk_bytes(config, variant, group_size)
+    if size.head:  # of a table of embeddings that is not the head too, few rows are read
+        weights -= 2 * size.embedding
     if kind.target:
         pass_tokens = min(context, CHUNK) * batch
         working = 2 * pass_tokens * (2 * text.intermediate_size + 6 * text.hidden_size)
         cache = kv_bytes_per_token(config, variant) * context * batch
-        return TENSORRT.start_bytes + disk_bytes(config, variant, group_size) + working + cache
-    weights: float = disk_bytes(config, variant, group_size)
+        return int(TENSORRT.start_bytes + weights + working + cache)
     if kind.onnx and kind.method:  # of the 16-bit rows few are read; the packed ones lie beside their file
         weights += PACKED * (weights - 2 * size.embedding) - 2 * size.embedding
     elif kind.onnx:  # rows of the head and one matrix are widened at a time

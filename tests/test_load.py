@@ -21,7 +21,8 @@ from bench.load import Tally, _body, run
 
 CHUNKS: list[dict[str, Any]] = [
     {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
-    *({"choices": [{"delta": {"content": word}}]} for word in ("a", "b", "c")),
+    {"choices": [{"delta": {"reasoning": "a", "reasoning_content": "a"}}]},
+    *({"choices": [{"delta": {"content": word}}]} for word in ("b", "c")),
     {"choices": [], "usage": {"completion_tokens": 3}},
 ]
 ERROR = {"error": {"message": "the model failed"}}
