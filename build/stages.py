@@ -221,9 +221,10 @@ def items(settings: Evaluate, quantize: Quantize, base: Entry) -> Step:
                 "a model must not be scored on what it was tuned on: change one of the two sets"
             )
         processor = Processor.load(base.path)
-        lengths = [len(processor(item.messages).input_ids) for item in chosen]
+        asked = [(item, conversation) for item in chosen for conversation in item.conversations]
+        lengths = [len(processor(conversation).input_ids) for _, conversation in asked]
         context = processor.config.text.max_position_embeddings
-        check_context(chosen, lengths, settings.max_tokens, context)
+        check_context([item for item, _ in asked], lengths, settings.max_tokens, context)
         out.mkdir()
         write_items(out / "items.jsonl", chosen)
         return {}
