@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     accuracy = commands.add_parser("accuracy", parents=[common, answers], help="score by task")
     accuracy.add_argument("directory", type=Path, metavar="DIR", help="checkpoint or ONNX artifact")
     accuracy.add_argument("-o", "--out", type=Path, metavar="FILE", help="keep every answer as JSON lines")
+    accuracy.add_argument(
+        "--record", type=Path, metavar="RUN", help="keep the run, for `compare RUN B`: a folder, new"
+    )
 
     latency = commands.add_parser(
         "latency", parents=[common, timing], help="time several on the same requests"
@@ -63,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare", parents=[common, answers, timing], epilog=EXIT_CODES, help="gate B against A on both axes"
     )
-    compare.add_argument("baseline", type=Path, metavar="A")
+    compare.add_argument("baseline", type=Path, metavar="A", help="or a run of it, kept by accuracy --record")
     compare.add_argument("candidate", type=Path, metavar="B")
     compare.add_argument(
         "--accuracy-margin", type=float, default=1.0, metavar="POINTS", help="B may be below A; default 1"
