@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ import yaml
 from engines.errors import UserError
 from serve.compile import compile_policy
 from serve.router.reading import parse_policy
-from serve.up import started
+from serve.up import free_ports, started
 
 MONITORING = Path(__file__).resolve().parent / "monitoring"
 PORTS = ("candidate", "baseline", "router", "admin", "nginx", "prometheus", "grafana")
@@ -64,7 +63,9 @@ def stack(options: argparse.Namespace) -> None:
         folder = Path(options.out or running.enter_context(tempfile.TemporaryDirectory())).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)  # nginx's workers are another user
-        at = {name: f"http://127.0.0.1:{port}" for name, port in zip(PORTS, _free_ports(), strict=True)}
+        at = {
+            name: f"http://127.0.0.1:{port}" for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)
+        }
 
         def start(name: str, command: Sequence[str], ready: str) -> int:
             log = folder / f"{name.replace(' ', '-')}.log"
@@ -192,13 +193,6 @@ def _until(true: Callable[[], bool], what: str) -> None:
         if time.monotonic() > until:
             raise UserError(f"no {what} within {PATIENCE_S:.0f} s")
         time.sleep(0.1)
-
-
-def _free_ports() -> list[int]:
-    """As many as there are PORTS; nobody has them now."""
-    with ExitStack() as open_:
-        sockets = [open_.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
-        return [int(found.getsockname()[1]) for found in sockets]
 
 
 # What each program is told.
