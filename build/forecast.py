@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -188,14 +189,13 @@ def image_patches(config: ModelConfig, context: int) -> int:
 
 def longest_context(config: ModelConfig, variant: str, group_size: int, batch: int, memory: int) -> int:
     """Tokens for which memory_bytes is within `memory`, up to the model's own limit; 0 when nothing fits."""
-    low, high = 0, config.text.max_position_embeddings
-    while low < high:
-        middle = (low + high + 1) // 2
-        if memory_bytes(config, variant, group_size, middle, batch) <= memory:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    limit = config.text.max_position_embeddings
+    return longest(limit, lambda n: memory_bytes(config, variant, group_size, n, batch) <= memory)
+
+
+def longest(limit: int, fits: Callable[[int], bool]) -> int:
+    """The most tokens up to `limit` that fit, where all fewer do; 0 when none does."""
+    return bisect_left(range(1, limit + 1), True, key=lambda tokens: not fits(tokens))
 
 
 def answer_seconds(

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -30,7 +29,7 @@ import yaml
 from engines.errors import UserError
 from serve.compile import compile_policy
 from serve.router.reading import parse_policy
-from serve.up import started, stop_on_signals
+from serve.up import free_ports, started, stop_on_signals
 
 MONITORING = Path(__file__).resolve().parent / "monitoring"
 PORTS = ("candidate", "baseline", "router", "admin", "nginx", "prometheus", "grafana")
@@ -78,7 +77,9 @@ def stack(options: argparse.Namespace) -> None:
         folder = Path(options.out or running.enter_context(tempfile.TemporaryDirectory())).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)  # nginx's workers are another user
-        at = {name: f"http://127.0.0.1:{port}" for name, port in zip(PORTS, _free_ports(), strict=True)}
+        at = {
+            name: f"http://127.0.0.1:{port}" for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)
+        }
 
         def start(name: str, command: Sequence[str], ready: str) -> int:
             log = folder / f"{name.replace(' ', '-')}.log"
@@ -195,13 +196,6 @@ def _answers(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _free_ports() -> list[int]:
-    """As many as there are PORTS; nobody has them now."""
-    with ExitStack() as open_:
-        sockets = [open_.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
-        return [int(found.getsockname()[1]) for found in sockets]
 
 
 # What each program is told.

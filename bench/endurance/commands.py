@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bench.commands import EXIT
+from bench.comparison import EXIT
 from bench.endurance.judge import excused, judge
 from bench.endurance.run import Plan, Run, endure
 from bench.router.servers import ROOT

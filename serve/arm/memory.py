@@ -14,6 +14,8 @@ from serve.arm.scheduler import CHUNK
 
 PROCESS = 140_000_000  # interpreter, libraries and web server
 TRANSFORMERS = 450_000_000  # it and torch
+USUAL = 8192  # tokens of context where nobody asks for others and memory allows
+SHORTEST = 256  # that an arm starts with
 IMAGE_PATCHES = 28 * 28  # of one 448 x 448 picture; a larger one takes more while it is looked at
 
 
@@ -108,7 +110,3 @@ def _beside(directory: Path, *, slots: int, context: int, memory: int) -> str | 
             totals[folder.name] = found.total
     fitting = {name: total for name, total in totals.items() if total <= memory}
     return max(fitting, key=fitting.__getitem__, default=None)
-
-
-USUAL = 8192
-SHORTEST = 256

@@ -75,9 +75,9 @@ class Split:
     async def __call__(self, request: Request) -> Response:
         body = await request.body()
         noted: dict[bytes, bytes] = {}
-        for name, value in request.headers.raw:
-            if name in self._assign.wanted:
-                noted[name] = noted[name] + b", " + value if name in noted else value
+        for field, value in request.headers.raw:
+            if field in self._assign.wanted:
+                noted[field] = noted[field] + b", " + value if field in noted else value
         address = request.client.host if request.client else "0.0.0.0"
         try:
             user = user_of(body) if self._assign.reads_user else None

@@ -119,6 +119,16 @@ def headers_read(policy: Policy) -> list[str]:
     return [name for name in dict.fromkeys(names) if name]
 
 
+def group_header(group: Group, policy: Policy) -> str:
+    """The header that a group without networks is told by: its own, or that of the country."""
+    return group.header or (policy.region.header if policy.region else None) or ""
+
+
+def group_values(group: Group) -> tuple[str, ...]:
+    """What that header holds."""
+    return group.values or group.region
+
+
 Matcher = Callable[[Mapping[bytes, bytes], str], bool]
 
 
@@ -129,8 +139,7 @@ def _matcher(group: Group, policy: Policy, country: Callable[[str], str] | None)
     if group.region and policy.region and policy.region.database:
         assert country, "regions of a database need its lookup"
         return lambda headers, address: country(address) in group.region
-    name = group.header or (policy.region.header if policy.region else None) or ""
-    wanted, values = name.encode(), {value.encode() for value in group.values or group.region}
+    wanted, values = group_header(group, policy).encode(), {value.encode() for value in group_values(group)}
     return lambda headers, address: headers.get(wanted) in values
 
 

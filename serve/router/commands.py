@@ -185,7 +185,6 @@ def compile_(options: argparse.Namespace) -> None:
 
 def rollout(options: argparse.Namespace) -> None:
     """One request to the admin port; its answer to stdout."""
-    from engines.errors import UserError
     from serve.rollout.remote import ask
 
     if options.to is not None and options.action != "promote":
