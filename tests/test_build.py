@@ -186,7 +186,8 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
 ) -> None:
     ray = pytest.importorskip("ray", reason="ray is not installed")
     port = free_port()
-    address, second = f"ray://127.0.0.1:{port}", {"labels": {"gpu": "sm89"}, "num_gpus": 1}
+    address = f"ray://{ray.util.get_node_ip_address()}:{port}"
+    second = {"labels": {"gpu": "sm89"}, "num_gpus": 1}
     works = ("export onnx-fp16", "quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx")
     url = f"file://{tmp_path}/shared"
     line = undone(out, tmp_path, *works)
@@ -205,7 +206,7 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
             text=True,
         )
         while build.poll() is None and not running(victim):
-            time.sleep(0.05)
+            time.sleep(0.2)
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / ".store").glob("*/*/manifest.json")}
         assert build.poll() is None, "no stage came to the second node"
         victim.kill()
