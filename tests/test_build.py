@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,8 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
 ) -> None:
     ray = pytest.importorskip("ray", reason="ray is not installed")
     port = free_port()
-    address, second = f"ray://127.0.0.1:{port}", {"labels": {"gpu": "sm89"}, "num_gpus": 1}
+    address = f"ray://{ray.util.get_node_ip_address()}:{port}"
+    second = {"labels": {"gpu": "sm89"}, "num_gpus": 1}
     works = ("export onnx-fp16", "quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx")
     url = f"file://{tmp_path}/shared"
     line = undone(out, tmp_path, *works)
@@ -194,8 +196,8 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
         with connected(nodes.address, Store(tmp_path), memory=1_000_000) as cluster:
             assert cluster.targets == {"sm89"}
             assert cluster.call(os.getppid, target="sm89") == victim.pid, "what is for a GPU runs beside it"
-            with pytest.raises(UserError, match=r"getppid may take 1000.* of memory, found at most 2"):
-                Cluster(ray, Store(tmp_path), memory=10**12).call(os.getppid)
+            with pytest.raises(UserError, match="getppid may take 100 GB of memory, found at most 2 GB on 2"):
+                Cluster(ray, Store(tmp_path), memory=10**11).call(os.getppid)
         build = subprocess.Popen(
             [*line, "onnx-fp16", "--on", address, "--store", url],
             cwd=ROOT,
@@ -204,9 +206,9 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
             text=True,
         )
         while build.poll() is None and not running(victim):
-            time.sleep(0.05)
+            time.sleep(0.2)
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / ".store").glob("*/*/manifest.json")}
-        assert running(victim), "no stage came to the second node"
+        assert build.poll() is None, "no stage came to the second node"
         victim.kill()
         stdout, stderr = build.communicate(timeout=500)
     assert build.returncode in (0, 3, 4), stderr
@@ -222,7 +224,10 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
 
 def running(node: psutil.Process) -> bool:
     """Whether a node has a stage in work: Ray names a process by its task."""
-    names = [" ".join(worker.cmdline()) for worker in node.children()]
+    names = []
+    for worker in node.children():
+        with suppress(psutil.Error):  # one that has just ended
+            names.append(" ".join(worker.cmdline()))
     return any(name.startswith("ray::") and not name.startswith(OWN) for name in names)
 
 
