@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all stack reference test check fuzz bench gpu audit
+.PHONY: setup all stack reference test check fuzz bench quality gpu audit
 
 setup: .venv/ready  ## .venv from the lock
 
@@ -29,6 +29,9 @@ fuzz: setup  ## 5,000 hostile requests of each kind to an arm
 bench: setup  ## how long the hot pieces take beside the machine's floor; ARTIFACT=DIR for one of your own
 	$(VENV)/python -m pytest tests/benchmarks/hot_pieces.py tests/benchmarks/scripted_speculation.py \
 		--benchmark-columns=median,iqr,rounds $(if $(ARTIFACT),--artifact $(ARTIFACT))
+
+quality: setup  ## what 4 bits cost the embedded checkpoint: RTN, GPTQ and AWQ; TRIED=1 for what was tried besides
+	OMP_NUM_THREADS=1 $(VENV)/python -m tests.benchmarks.int4_quality $(if $(TRIED),--tried)
 
 .venv-gpu/ready: requirements/gpu.txt requirements/dev.txt
 	$(PYTHON) -m venv .venv-gpu

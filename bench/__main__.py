@@ -249,14 +249,14 @@ def parser() -> argparse.ArgumentParser:
         "trust", epilog=EXIT_CODES, help="is the gate right about models whose truth is known"
     )
     trust.add_argument(
-        "--draws", type=_positive, default=200, metavar="N", help="verdicts on each candidate; default 200"
+        "--draws", type=_positive, default=400, metavar="N", help="verdicts on each candidate; default 400"
     )
     trust.add_argument("--items", type=_positive, default=1000, metavar="N", help="of a draw; default 1000")
     trust.add_argument(
         "--pool", type=_positive, default=1440, metavar="N", help="different items to draw from; default 1440"
     )
     trust.add_argument(
-        "--processes", type=_natural, default=80, metavar="N", help="for memory; 0 is not at all; default 80"
+        "--processes", type=_natural, default=150, metavar="N", help="for memory; 0: not at all; default 150"
     )
     trust.add_argument("--accuracy-margin", type=float, default=2.0, metavar="POINTS", help="default 2")
     trust.add_argument("--slice-margin", type=float, default=10.0, metavar="POINTS", help="default 10")
