@@ -145,7 +145,7 @@ def hour(percent: float, noise: float = 0.0, step: float = 0.0, minutes: float =
         (hour(2.0, noise=0.5), Verdict.FAIL),
         (hour(1.0, noise=0.5), Verdict.INCONCLUSIVE),
         (hour(5.0, minutes=8), Verdict.INCONCLUSIVE),
-        (hour(200.0, minutes=8), Verdict.FAIL),
+        (hour(400.0, minutes=8), Verdict.FAIL),
         (hour(0.0, minutes=0.1), Verdict.INCONCLUSIVE),
     ],
     ids=["flat", "slow", "a step", "fast", "in noise", "at the limit", "short", "short and blunt", "gone"],
