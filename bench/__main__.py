@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.numbers import above_zero, likely, natural, positive, two
 from engines.errors import UserError
 
 MODULES = {"history": "bench.history.commands", "endurance": "bench.endurance.commands"}
@@ -25,25 +26,23 @@ def parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--seed", type=int, default=0, metavar="S", help="of the generated items; default 0")
     common.add_argument(
-        "--threads", type=_positive, metavar="N", help="CPU threads; default one for each core"
+        "--threads", type=positive, metavar="N", help="CPU threads; default one for each core"
     )
     common.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     answers = argparse.ArgumentParser(add_help=False)
-    answers.add_argument("--items", type=_positive, default=1000, metavar="N", help="default 1000")
+    answers.add_argument("--items", type=positive, default=1000, metavar="N", help="default 1000")
     answers.add_argument(
-        "--max-tokens", type=_positive, default=16, metavar="N", help="of an answer; default 16"
+        "--max-tokens", type=positive, default=16, metavar="N", help="of an answer; default 16"
     )
-    answers.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default 32")
+    answers.add_argument("--batch-size", type=positive, default=32, metavar="N", help="default 32")
     timing = argparse.ArgumentParser(add_help=False)
-    timing.add_argument("--requests", type=_positive, default=24, metavar="N", help="default 24")
+    timing.add_argument("--requests", type=positive, default=24, metavar="N", help="default 24")
+    timing.add_argument("--repeats", type=positive, default=2, metavar="N", help="of each request; default 2")
     timing.add_argument(
-        "--repeats", type=_positive, default=2, metavar="N", help="of each request; default 2"
+        "--output-tokens", type=two, default=16, metavar="N", help="of each answer; default 16"
     )
     timing.add_argument(
-        "--output-tokens", type=_two, default=16, metavar="N", help="of each answer; default 16"
-    )
-    timing.add_argument(
-        "--warmup", type=_natural, default=2, metavar="N", help="requests thrown away; default 2"
+        "--warmup", type=natural, default=2, metavar="N", help="requests thrown away; default 2"
     )
 
     accuracy = commands.add_parser("accuracy", parents=[common, answers], help="score by task")
@@ -58,9 +57,9 @@ def parser() -> argparse.ArgumentParser:
     )
     latency.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="the first is the baseline")
     latency.add_argument(
-        "--batch", type=_positive, nargs="+", default=[], metavar="N", help="together, besides one at a time"
+        "--batch", type=positive, nargs="+", default=[], metavar="N", help="together, besides one at a time"
     )
-    latency.add_argument("--price-per-hour", type=_above_zero, metavar="X", help="of the machine; tells cost")
+    latency.add_argument("--price-per-hour", type=above_zero, metavar="X", help="of the machine; tells cost")
     latency.add_argument("--currency", default="USD", metavar="NAME", help="of that; default USD")
 
     compare = commands.add_parser(
@@ -78,9 +77,9 @@ def parser() -> argparse.ArgumentParser:
         "--latency-ratio", type=float, default=1.15, metavar="R", help="B / A may reach; default 1.15"
     )
     compare.add_argument(
-        "--context", type=_positive, default=2048, metavar="N", help="for peak memory; default 2048"
+        "--context", type=positive, default=2048, metavar="N", help="for peak memory; default 2048"
     )
-    compare.add_argument("--batch", type=_positive, default=1, metavar="N", help="for peak memory; default 1")
+    compare.add_argument("--batch", type=positive, default=1, metavar="N", help="for peak memory; default 1")
 
     divergence = commands.add_parser(
         "divergence",
@@ -93,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "candidate", type=Path, metavar="B", help="made from it: checkpoint or ONNX artifact"
     )
     divergence.add_argument(
-        "--items", type=_positive, default=24, metavar="N", help="that pass the layers; default 24"
+        "--items", type=positive, default=24, metavar="N", help="that pass the layers; default 24"
     )
 
     plan = commands.add_parser("plan-n", help="how many items a margin of accuracy needs")
@@ -104,11 +103,9 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--loss", type=float, default=0.0, metavar="POINTS", help="that the candidate truly has; default 0"
     )
-    plan.add_argument("--power", type=_likely, default=0.8, metavar="P", help="chance of PASS; default 0.8")
-    plan.add_argument("--confidence", type=_likely, default=0.95, metavar="C", help="of PASS; default 0.95")
-    plan.add_argument(
-        "--slices", type=_positive, default=1, metavar="N", help="that must all pass; default 1"
-    )
+    plan.add_argument("--power", type=likely, default=0.8, metavar="P", help="chance of PASS; default 0.8")
+    plan.add_argument("--confidence", type=likely, default=0.95, metavar="C", help="of PASS; default 0.95")
+    plan.add_argument("--slices", type=positive, default=1, metavar="N", help="that must all pass; default 1")
     plan.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     history = commands.add_parser(
@@ -121,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     )
     history.add_argument("-o", "--out", type=Path, metavar="FILE", help="page to write; default none")
     history.add_argument("--against", metavar="COMMIT", help="default what was published last")
-    history.add_argument("--confidence", type=_likely, default=0.99, metavar="C", help="default 0.99")
+    history.add_argument("--confidence", type=likely, default=0.99, metavar="C", help="default 0.99")
     history.add_argument(
         "--tolerance",
         type=float,
@@ -132,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     history.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     turns = argparse.ArgumentParser(add_help=False)
-    turns.add_argument("--rounds", type=_positive, default=3, metavar="N", help="default 3")
+    turns.add_argument("--rounds", type=positive, default=3, metavar="N", help="default 3")
     turns.add_argument(
         "-o", "--out", type=Path, default=Path("docs/results"), metavar="DIR", help="default docs/results"
     )
@@ -148,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
         "--artifact", type=Path, nargs="+", required=True, metavar="DIR", help="ratios are to the first"
     )
     peers.add_argument("--only", nargs="+", default=[], metavar="PEER", help="beginnings of peers' names")
-    peers.add_argument("--threads", type=_positive, metavar="N", help="default one for each core")
+    peers.add_argument("--threads", type=positive, metavar="N", help="default one for each core")
     peers.add_argument(
         "--envs",
         type=Path,
@@ -174,23 +171,23 @@ def parser() -> argparse.ArgumentParser:
     load = commands.add_parser("load", help="many clients at once on a server of OpenAI's API")
     load.add_argument("url", metavar="URL", help="as in http://127.0.0.1:8080")
     load.add_argument(
-        "--clients", type=_positive, nargs="+", default=[1, 8], metavar="N", help="in turn; default 1 8"
+        "--clients", type=positive, nargs="+", default=[1, 8], metavar="N", help="in turn; default 1 8"
     )
-    load.add_argument("--seconds", type=_positive, default=30, metavar="S", help="of each; default 30")
+    load.add_argument("--seconds", type=positive, default=30, metavar="S", help="of each; default 30")
     _questions(load)
 
     arrivals = commands.add_parser("open-loop", help="the same Poisson arrivals at several servers")
     arrivals.add_argument("urls", nargs="+", metavar="URL", help="the first is the baseline")
     arrivals.add_argument(
         "--rates",
-        type=_above_zero,
+        type=above_zero,
         nargs="+",
         default=[0.25, 0.5, 0.75],
         metavar="F",
         help="of the requests the first answers in a second, one by one; default 0.25 0.5 0.75",
     )
-    arrivals.add_argument("--requests", type=_two, default=40, metavar="N", help="of a round; default 40")
-    arrivals.add_argument("--rounds", type=_positive, default=2, metavar="N", help="default 2")
+    arrivals.add_argument("--requests", type=two, default=40, metavar="N", help="of a round; default 40")
+    arrivals.add_argument("--rounds", type=positive, default=2, metavar="N", help="default 2")
     _questions(arrivals)
 
     router = commands.add_parser("router", help="measure the router beside other proxies")
@@ -203,14 +200,14 @@ def parser() -> argparse.ArgumentParser:
         help="nginx, haproxy, envoy; default the first two",
     )
     router.add_argument(
-        "--requests", type=_positive, default=3000, metavar="N", help="of a round; default 3000"
+        "--requests", type=positive, default=3000, metavar="N", help="of a round; default 3000"
     )
     router.add_argument(
-        "--streams", type=_natural, default=5000, metavar="N", help="held at once; default 5000"
+        "--streams", type=natural, default=5000, metavar="N", help="held at once; default 5000"
     )
-    router.add_argument("--rounds", type=_positive, default=15, metavar="N", help="default 15")
+    router.add_argument("--rounds", type=positive, default=15, metavar="N", help="default 15")
     router.add_argument(
-        "--rollbacks", type=_natural, default=20, metavar="N", help="under 500 streams; default 20"
+        "--rollbacks", type=natural, default=20, metavar="N", help="under 500 streams; default 20"
     )
     router.add_argument(
         "--work",
@@ -226,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         help="an hour of mixed load on a router and two arms",
     )
-    endurance.add_argument("--minutes", type=_above_zero, default=60.0, metavar="N", help="default 60")
+    endurance.add_argument("--minutes", type=above_zero, default=60.0, metavar="N", help="default 60")
     endurance.add_argument(
         "--artifacts",
         type=Path,
@@ -235,10 +232,10 @@ def parser() -> argparse.ArgumentParser:
         help="candidate and baseline; default the embedded checkpoint's, built where they are not",
     )
     endurance.add_argument(
-        "--rate", type=_above_zero, default=3.0, metavar="R", help="requests a second; default 3"
+        "--rate", type=above_zero, default=3.0, metavar="R", help="requests a second; default 3"
     )
     endurance.add_argument(
-        "--seed", type=_natural, default=0, metavar="S", help="of requests and moments; default 0"
+        "--seed", type=natural, default=0, metavar="S", help="of requests and moments; default 0"
     )
     endurance.add_argument(
         "--work", type=Path, metavar="DIR", help="keeps logs and state, new; default a temporary one"
@@ -249,30 +246,28 @@ def parser() -> argparse.ArgumentParser:
         "trust", epilog=EXIT_CODES, help="is the gate right about models whose truth is known"
     )
     trust.add_argument(
-        "--draws", type=_positive, default=400, metavar="N", help="verdicts on each candidate; default 400"
+        "--draws", type=positive, default=400, metavar="N", help="verdicts on each candidate; default 400"
     )
-    trust.add_argument("--items", type=_positive, default=1000, metavar="N", help="of a draw; default 1000")
+    trust.add_argument("--items", type=positive, default=1000, metavar="N", help="of a draw; default 1000")
     trust.add_argument(
-        "--pool", type=_positive, default=1440, metavar="N", help="different items to draw from; default 1440"
+        "--pool", type=positive, default=1440, metavar="N", help="different items to draw from; default 1440"
     )
     trust.add_argument(
-        "--processes", type=_natural, default=150, metavar="N", help="for memory; 0: not at all; default 150"
+        "--processes", type=natural, default=150, metavar="N", help="for memory; 0: not at all; default 150"
     )
     trust.add_argument("--accuracy-margin", type=float, default=2.0, metavar="POINTS", help="default 2")
     trust.add_argument("--slice-margin", type=float, default=10.0, metavar="POINTS", help="default 10")
     trust.add_argument("--latency-ratio", type=float, default=1.15, metavar="R", help="default 1.15")
-    trust.add_argument("--seed", type=_natural, default=0, metavar="S", help="of items and draws; default 0")
-    trust.add_argument(
-        "--threads", type=_positive, metavar="N", help="CPU threads; default one for each core"
-    )
+    trust.add_argument("--seed", type=natural, default=0, metavar="S", help="of items and draws; default 0")
+    trust.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default one for each core")
     trust.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     micro = commands.add_parser("micro", help="train the embedded checkpoint again")
     micro.add_argument("-o", "--out", type=Path, default=Path("micro-checkpoint"), metavar="DIR")
     micro.add_argument(
-        "--steps", type=_positive, metavar="N", help="fewer give a worse model; default the recipe's"
+        "--steps", type=positive, metavar="N", help="fewer give a worse model; default the recipe's"
     )
-    micro.add_argument("--threads", type=_positive, default=2, metavar="N", help="default 2")
+    micro.add_argument("--threads", type=positive, default=2, metavar="N", help="default 2")
     micro.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     shape = commands.add_parser("shape", help="write a random checkpoint of a real model's shape")
@@ -285,14 +280,14 @@ def parser() -> argparse.ArgumentParser:
 
 def _questions(command: argparse.ArgumentParser) -> None:
     """What a server is asked."""
-    command.add_argument("--output-tokens", type=_two, default=32, metavar="N", help="default 32")
+    command.add_argument("--output-tokens", type=two, default=32, metavar="N", help="default 32")
     command.add_argument(
-        "--images", type=_natural, default=30, metavar="PERCENT", help="of requests show one; default 30"
+        "--images", type=natural, default=30, metavar="PERCENT", help="of requests show one; default 30"
     )
     command.add_argument(
-        "--image-size", type=_positive, default=448, metavar="PIXELS", help="of a side; default 448"
+        "--image-size", type=positive, default=448, metavar="PIXELS", help="of a side; default 448"
     )
-    command.add_argument("--seed", type=_natural, default=0, metavar="S", help="of the questions; default 0")
+    command.add_argument("--seed", type=natural, default=0, metavar="S", help="of the questions; default 0")
     command.add_argument("--api-key-file", type=Path, metavar="FILE", help="the key that the server asks for")
     command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
@@ -308,44 +303,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: cannot use {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
     return 1
-
-
-def _positive(text: str) -> int:
-    return _at_least(text, 1)
-
-
-def _natural(text: str) -> int:
-    return _at_least(text, 0)
-
-
-def _two(text: str) -> int:
-    return _at_least(text, 2)
-
-
-def _above_zero(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
-    if not 0 < found < float("inf"):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
-    return found
-
-
-def _likely(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
-    if not 0.5 < found < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a chance between 0.5 and 1")
-    return found
-
-
-def _at_least(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least {least}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,10 @@ def main(folder: Path) -> None:
         asked = [request for request in requests(1, 200, 0) if request.kind != "leaves"]
         kinds = {request.kind: request for request in asked}
         heard = {kind: ask(site.port, request).good for kind, request in kinds.items()}
+        admin = [f"--admin=http://127.0.0.1:{site.admin_port}"]
+        admin += [f"--admin-token-file={folder / 'site' / 'state' / 'admin-token'}"]
+        status = [sys.executable, "-m", "serve", "rollout", "status", *admin]
+        subprocess.run(status, cwd=ROOT, stdout=sys.stderr, check=True)
     print(json.dumps({"cut": cut, "built": built, "heard": heard}))
 
 

@@ -20,7 +20,7 @@ MEMORY_PERCENT = 1.0  # an hour
 FILES = 1.0  # an hour
 WARM_UP_S = 300.0  # allocators and caches fill; of a short run a third
 ENOUGH_S = 600.0  # after it: less cannot tell growth from filling
-BLUNT = 10.0  # times the limit, within minutes: nothing that only fills
+BLUNT = 25.0  # times the limit, within minutes: nothing that only fills
 BLOCKS = 30
 NAMED = 3  # examples in a reason
 
