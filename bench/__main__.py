@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from engines.arguments import describe
 from engines.errors import UserError
 
 MODULES = {"history": "bench.history.commands", "endurance": "bench.endurance.commands"}
@@ -16,7 +17,10 @@ EXIT_CODES = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed, 4 gate inco
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    top = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    top = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Score, time and compare checkpoints and artifacts; make the checkpoints to do it on.",
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     common = argparse.ArgumentParser(add_help=False)
@@ -66,8 +70,13 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare", parents=[common, answers, timing], epilog=EXIT_CODES, help="gate B against A on both axes"
     )
-    compare.add_argument("baseline", type=Path, metavar="A", help="or a run of it, kept by accuracy --record")
-    compare.add_argument("candidate", type=Path, metavar="B")
+    compare.add_argument(
+        "baseline",
+        type=Path,
+        metavar="A",
+        help="checkpoint or artifact, or a run of one, kept by accuracy --record",
+    )
+    compare.add_argument("candidate", type=Path, metavar="B", help="another, which is judged")
     compare.add_argument(
         "--accuracy-margin", type=float, default=1.0, metavar="POINTS", help="B may be below A; default 1"
     )
@@ -268,7 +277,14 @@ def parser() -> argparse.ArgumentParser:
     trust.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     micro = commands.add_parser("micro", help="train the embedded checkpoint again")
-    micro.add_argument("-o", "--out", type=Path, default=Path("micro-checkpoint"), metavar="DIR")
+    micro.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("micro-checkpoint"),
+        metavar="DIR",
+        help="folder to write; default micro-checkpoint",
+    )
     micro.add_argument(
         "--steps", type=_positive, metavar="N", help="fewer give a worse model; default the recipe's"
     )
@@ -280,6 +296,7 @@ def parser() -> argparse.ArgumentParser:
     shape.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write, new")
     shape.add_argument("--seed", type=int, default=0, metavar="S", help="of the weights; default 0")
     shape.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    describe(commands)
     return top
 
 
