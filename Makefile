@@ -6,6 +6,7 @@ VENV := .venv/bin
 setup: .venv/ready  ## .venv from the lock
 
 .venv/ready: requirements/dev.txt
+	@echo 'Setting up .venv from requirements/dev.txt, 1.5 GB: this takes some minutes, once.'
 	$(PYTHON) -m venv .venv
 	$(VENV)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	touch $@

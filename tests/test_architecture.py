@@ -96,6 +96,9 @@ def test_help_is_light(package: str) -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    options = {"serve": {"serve.router", "serve.router.commands"}, "bench": {"bench.numbers"}}
-    assert set(done.stderr.split()) == {package, "engines", "engines.errors"} | options.get(package, set())
+    options = {
+        "bench": {"bench.options", "bench.server_options"},
+        "serve": {"serve.router", "serve.router.commands"},
+    }.get(package, set())
+    assert set(done.stderr.split()) == {package, "engines", "engines.errors", "engines.arguments"} | options
     assert "usage:" in done.stdout
