@@ -1,11 +1,12 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all stack reference test check fuzz crash bench gpu
+.PHONY: setup all stack reference test check fuzz crash bench quality gpu audit
 
 setup: .venv/ready  ## .venv from the lock
 
 .venv/ready: requirements/dev.txt
+	@echo 'Setting up .venv from requirements/dev.txt, 1.5 GB: this takes some minutes, once.'
 	$(PYTHON) -m venv .venv
 	$(VENV)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	touch $@
@@ -33,6 +34,9 @@ bench: setup  ## how long the hot pieces take beside the machine's floor; ARTIFA
 	$(VENV)/python -m pytest tests/benchmarks/hot_pieces.py tests/benchmarks/scripted_speculation.py \
 		--benchmark-columns=median,iqr,rounds $(if $(ARTIFACT),--artifact $(ARTIFACT))
 
+quality: setup  ## what 4 bits cost the embedded checkpoint: RTN, GPTQ and AWQ; TRIED=1 for what was tried besides
+	OMP_NUM_THREADS=1 $(VENV)/python -m tests.benchmarks.int4_quality $(if $(TRIED),--tried)
+
 .venv-gpu/ready: requirements/gpu.txt requirements/dev.txt
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/pip install --quiet --disable-pip-version-check -c requirements/dev.txt -r requirements/gpu.txt
@@ -40,6 +44,14 @@ bench: setup  ## how long the hot pieces take beside the machine's floor; ARTIFA
 
 gpu: .venv-gpu/ready  ## arms on this machine's NVIDIA GPU; CHECKPOINTS="DIR DIR…", the 16-bit one first
 	.venv-gpu/bin/python -m bench gpu $(or $(CHECKPOINTS),bench/micro/checkpoint)
+
+.venv-audit/ready:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	touch $@
+
+audit: .venv-audit/ready  ## known vulnerabilities of every locked version; one that PyPI does not know is an error
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements/dev.txt
 
 check: setup
 	$(VENV)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from bench.statistics import wilson_interval
 from bench.tasks import Item
 
 if TYPE_CHECKING:  # reading and judging answers needs no model
+    from engines.generate import Completion
     from engines.processor import Processor
     from engines.session import Session
 
@@ -64,36 +66,44 @@ def evaluate(
 ) -> list[Observation]:
     """Greedy answers in the order of `items`, each scored by its item's metric.
 
+    What is said to an item of several rotations is a JSON list, and its tokens are those of the first.
     Prompts of similar length are answered together, so that little of a batch is padding. They are prepared
     twice, as the pixels of all of them together may not fit in memory. Raises UserError, before anything is
     asked, for an item that the session's context does not hold with its answer.
     """
     from engines.generate import generate_batch
 
-    lengths = [len(processor(item.messages).input_ids) for item in items]
+    asked = [(item, conversation) for item in items for conversation in item.conversations]
+    lengths = [len(processor(conversation).input_ids) for _, conversation in asked]
     built_for = getattr(session, "context", None)  # of engines, which may be less than the model's
-    check_context(items, lengths, max_tokens, built_for or session.config.text.max_position_embeddings)
-    order = sorted(range(len(items)), key=lengths.__getitem__)
-    answered: dict[int, Observation] = {}
+    context = built_for or session.config.text.max_position_embeddings
+    check_context([item for item, _ in asked], lengths, max_tokens, context)
+    order = sorted(range(len(asked)), key=lengths.__getitem__)
+    said: dict[int, Completion] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        prompts = [processor(items[i].messages) for i in batch]
-        for i, completion in zip(batch, generate_batch(session, processor, prompts, max_tokens), strict=True):
-            item = items[i]
-            found = score(item.metric, completion.text, item.answer)
-            answered[i] = Observation(
-                id=item.id,
-                task=item.task,
-                answer=item.answer,
-                text=completion.text,
-                correct=is_correct(item.metric, found),
-                guess=item.guess,
-                token_ids=tuple(int(token) for token in completion.token_ids),
-                score=found,
-            )
+        prompts = [processor(asked[i][1]) for i in batch]
+        said |= zip(batch, generate_batch(session, processor, prompts, max_tokens), strict=True)
         if progress:
-            progress(len(answered), len(items))
-    return [answered[i] for i in range(len(items))]
+            progress(len(said), len(asked))
+    completions = (said[i] for i in range(len(asked)))
+    return [_observed(item, [next(completions) for _ in item.conversations]) for item in items]
+
+
+def _observed(item: Item, said: Sequence[Completion]) -> Observation:
+    texts = [completion.text for completion in said]
+    text = json.dumps(texts, ensure_ascii=False) if item.rotations else texts[0]
+    found = score(item.metric, text, item.answer)
+    return Observation(
+        id=item.id,
+        task=item.task,
+        answer=item.answer,
+        text=text,
+        correct=is_correct(item.metric, found),
+        guess=item.guess,
+        token_ids=tuple(int(token) for token in said[0].token_ids),
+        score=found,
+    )
 
 
 def write_observations(path: Path, observations: Sequence[Observation]) -> None:
@@ -107,9 +117,22 @@ def read_observations(path: Path) -> list[Observation]:
 
 
 def summarize(observations: Sequence[Observation]) -> list[Score]:
-    """A score per task in order of appearance, then one for all items."""
-    tasks = by_task(observations)
-    return [*(_score(task, rows) for task, rows in tasks.items()), _score("all", list(observations))]
+    """A score for every slice, then one for all items."""
+    slices = by_slice(observations)
+    return [*(_score(name, rows) for name, rows in slices.items()), _score("all", list(observations))]
+
+
+def by_slice(observations: Sequence[Observation]) -> dict[str, list[Observation]]:
+    """Observations of each task in order of appearance, and of a task in parts (`task/part`) also part by
+    part: its items are in two slices.
+    """
+    groups: dict[str, list[Observation]] = {}
+    for part, rows in sorted(by_task(observations).items()):
+        groups.setdefault(part.partition("/")[0], []).extend(rows)
+        if "/" in part:
+            groups[part] = rows
+    seen = list(dict.fromkeys(x.task.partition("/")[0] for x in observations))
+    return dict(sorted(groups.items(), key=lambda group: seen.index(group[0].partition("/")[0])))
 
 
 def by_task(observations: Sequence[Observation]) -> dict[str, list[Observation]]:

@@ -78,8 +78,9 @@ def chunks(load: Load, body: bytes) -> Iterator[dict[str, Any]]:
 
 
 def has_words(chunk: dict[str, Any]) -> bool:
-    """Whether a chunk brings a part of the answer's text."""
-    return bool(chunk["choices"] and chunk["choices"][0]["delta"].get("content"))
+    """Whether a chunk brings a part of the answer's text, or of what was thought before it."""
+    delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
+    return any(delta.get(name) for name in ("content", "reasoning", "reasoning_content"))
 
 
 def tokens_of(chunk: dict[str, Any]) -> int:

@@ -7,45 +7,38 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from rich.table import Table
 
-from bench.accuracy import Observation, evaluate, summarize, write_observations
-from bench.fidelity import compare as compare_distributions
-from bench.fidelity import record
-from bench.gate import Limits, Measurements, gate
-from bench.latency import AGAIN, of_arm
+from bench.accuracy import summarize, write_observations
+from bench.comparison import EXIT, answers, compare
 from bench.planning import items_planned
-from bench.resources import disk_bytes, human_size, peak_memory
+from bench.resources import human_size
+from bench.stored import write_run
 from bench.suites.catalogue import load_suite
-from bench.tables import divergence_table, gate_table, score_table, show
-from bench.tasks import Item
-from bench.timing import latency, open_loop, progress, timings
-from engines.artifact import MANIFEST, Manifest, canonical_digest, hash_folder
+from bench.tables import divergence_table, score_table, show
+from bench.timing import latency, open_loop, progress
 from engines.errors import UserError
-from engines.processor import Processor
-from engines.session import Session, open_session
+from engines.session import open_session
 
-__all__ = ["latency", "open_loop"]  # beside the commands below
+__all__ = ["compare", "latency", "open_loop"]  # beside the commands below
 
 if TYPE_CHECKING:
     from bench.peers.comparison import Comparison
 
-EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
-FIDELITY_ITEMS = 100
-MAX_GROWTH = 65_536  # bytes that may be kept of a request
-
 
 def accuracy(options: Namespace) -> int:
     """Score by task with its standard error, interval and guessing level."""
+    if options.record and options.record.exists():
+        raise UserError(f"{options.record} already exists: choose another folder, or remove it first")
     items = load_suite(options.suite, options.items, options.seed)
     session = open_session(options.directory, threads=options.threads)
-    observations = _answers(session, options.directory, items, options)
+    observations = answers(session, options.directory, items, options)
     if options.out:
         write_observations(options.out, observations)
+    if options.record:
+        write_run(options.record, options.directory, session, items, observations, options.max_tokens)
     scores = summarize(observations)
     show(
         score_table(scores),
@@ -66,53 +59,6 @@ def plan_n(options: Namespace) -> int:
     shown.add_row(str(options.slices), f"{each:,}", f"{each * options.slices:,}")
     show(shown, {"slices": options.slices, "items_each": each, "items": each * options.slices}, options)
     return 0
-
-
-def compare(options: Namespace) -> int:
-    """The gate on B against A: accuracy, divergence, latency, size and memory."""
-    limits = _limits(options)
-    items = load_suite(options.suite, options.items, options.seed)
-    sides = {"A": options.baseline, "B": options.candidate}
-    sessions = {side: open_session(path, threads=options.threads) for side, path in sides.items()}
-    answers = {side: _answers(sessions[side], path, items, options) for side, path in sides.items()}
-    recorded = {
-        side: record(
-            sessions[side], Processor.load(path), items[:FIDELITY_ITEMS], answers["A"][:FIDELITY_ITEMS]
-        )
-        for side, path in sides.items()
-    }
-    fidelity = compare_distributions(recorded["A"], recorded["B"], answers["A"], answers["B"])
-    timed = timings({"A": sides["A"], "A" + AGAIN: sides["A"], "B": sides["B"]}, options, sessions)
-    del sessions, recorded
-    memory = [peak_memory(path, context=limits.context, batch=limits.batch) for path in sides.values()]
-    judged = gate(
-        Measurements(
-            baseline=_digest(options.baseline),
-            candidate=_digest(options.candidate),
-            baseline_answers=answers["A"],
-            candidate_answers=answers["B"],
-            baseline_timings=of_arm(timed, "A"),
-            again_timings=of_arm(timed, "A" + AGAIN),
-            candidate_timings=of_arm(timed, "B"),
-            fidelity=fidelity,
-            bytes=disk_bytes(options.candidate),
-            baseline_bytes=disk_bytes(options.baseline),
-            peak_memory_bytes=memory[1].peak_memory_bytes,
-            baseline_peak_memory_bytes=memory[0].peak_memory_bytes,
-            memory_at=(limits.context, limits.batch),
-            resident_bytes=memory[1].resident_bytes,
-        ),
-        limits,
-    )
-    document = {**judged.model_dump(mode="json"), "fidelity": fidelity.model_dump()}
-    show(gate_table(judged), document, options)
-    if not options.json:
-        print(
-            f"{judged.verdict}: {options.candidate} against {options.baseline}; "
-            f"KL {fidelity.kl_mean:.2g} nats, top-1 agreement {fidelity.top1_agreement:.1%}, "
-            f"{fidelity.answer_flip_rate:.1%} of answers flipped"
-        )
-    return EXIT[judged.verdict]
 
 
 def divergence(options: Namespace) -> int:
@@ -251,36 +197,3 @@ def shape(options: Namespace) -> int:
     shown.add_row(options.shape, f"{found['parameters']:,}", size, str(options.out))
     show(shown, {"out": str(options.out), "shape": options.shape, **found}, options)
     return 0
-
-
-def _answers(session: Session, directory: Path, items: list[Item], options: Namespace) -> list[Observation]:
-    return evaluate(
-        session,
-        Processor.load(directory),
-        items,
-        max_tokens=options.max_tokens,
-        batch_size=options.batch_size,
-        progress=progress(f"{directory} answers"),
-    )
-
-
-def _limits(options: Namespace) -> Limits:
-    ratios = dict.fromkeys(("ttft_p50_ratio", "itl_p50_ratio", "e2e_ratio"), options.latency_ratio)
-    try:
-        return Limits(
-            accuracy_margin=options.accuracy_margin,
-            slice_margin=options.slice_margin,
-            max_growth_bytes=MAX_GROWTH,
-            context=options.context,
-            batch=options.batch,
-            **ratios,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{first['loc'][0]} is {first['input']}: {first['msg']}") from None
-
-
-def _digest(directory: Path) -> str:
-    if (directory / MANIFEST).is_file():
-        return Manifest.read(directory).digest
-    return canonical_digest({name: file.sha256 for name, file in hash_folder(directory).items()})

@@ -15,7 +15,7 @@ from bench.verdict import Check, Fields, Limits, Measurements, Verdict, missing
 MIN_REQUESTS = 8  # the interval of fewer says little
 
 
-def growth(resident: Sequence[int], confidence: float = 0.95) -> Interval:
+def growth(resident: Sequence[float], confidence: float = 0.95) -> Interval:
     """Bytes a request, from the resident bytes after each of equal requests; each end a one-sided bound."""
     from scipy.stats import theilslopes
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from bench.accuracy import Observation, by_task, guess_rate
+from bench.accuracy import Observation, by_slice, guess_rate
 from bench.statistics import below_p, holm, items_needed, mcnemar_p, tango_interval
 from bench.verdict import Check, Fields, Limits, Measurements, Row, Verdict, missing
 
@@ -44,19 +44,21 @@ def slices(m: Measurements, limits: Limits) -> tuple[list[Check], list[Row]]:
     """A row for every slice, and a check of the same figures for each that has a margin.
 
     A slice on which the baseline is at guessing level cannot lose and is not judged; its row says so. One
-    that has a margin of its own and no items fails.
+    that has a margin of its own and no items fails. A part of a task (`task/part`) has the margin that is
+    named for it or none, as its items are among the task's already.
     """
     if absent := no_answers(m):
         row: Fields = {"metric": "accuracy", "slice": "every slice", "unit": "points"}
         return [Check(**row, **absent)] if limits.slice_margin or limits.slice_margins else [], []
     answers = {x.id: x for x in m.candidate_answers}
     parts = {
-        name: (rows, [answers[x.id] for x in rows]) for name, rows in by_task(m.baseline_answers).items()
+        name: (rows, [answers[x.id] for x in rows]) for name, rows in by_slice(m.baseline_answers).items()
     }
-    margins = dict.fromkeys(parts, limits.slice_margin) | limits.slice_margins
+    margins = dict.fromkeys((name for name in parts if "/" not in name), limits.slice_margin)
+    margins |= limits.slice_margins
     rows, asked = [], []
     for name, (before, after) in parts.items():
-        margin = margins[name]
+        margin = margins.get(name)
         row = {"metric": "accuracy", "slice": name, "unit": "points", **difference(before, after, limits)}
         excuse = _nothing_to_lose(before, row["baseline"], limits) if margin else ""
         rows.append(Row(**row, reason=f"not judged: {excuse}" if excuse else ""))

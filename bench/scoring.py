@@ -2,7 +2,8 @@
 
 An item names its metric and keeps what is right as a string, in JSON where it has parts. A metric never
 raises on what a model says. Sources: ANLS: Biten et al., ICCV 2019; relaxed accuracy: Masry et al.,
-ChartQA, 2022; VQA accuracy: Antol et al., ICCV 2015; token F1: Rajpurkar et al., SQuAD, 2016.
+ChartQA, 2022; CircularEval: Liu et al., MMBench, 2023; VQA accuracy: Antol et al., ICCV 2015; token F1:
+Rajpurkar et al., SQuAD, 2016.
 """
 
 from __future__ import annotations
@@ -59,6 +60,21 @@ def choice(text: str, answer: str) -> float:
     found = re.match(r"\s*\(?([A-Za-z])\)?(?:[.:)]|\s*$)", text)
     others = re.findall(r"(?:^|\s|\()([A-Z])(?=[.:)]|$)", text)
     return float(found is not None and found[1].upper() == answer.upper() and set(others) <= {answer.upper()})
+
+
+def circular(text: str, answer: str) -> float:
+    """MMBench's CircularEval: the right letter every time the choices are rotated.
+
+    Both are JSON lists, a text for each rotation; what is right begins with its letter, as in "B. a red cup".
+    """
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return 0.0
+    right = json.loads(answer)
+    if not isinstance(said, list) or len(said) != len(right):
+        return 0.0
+    return min(choice(str(one), letter[0]) for one, letter in zip(said, right, strict=True))
 
 
 def count(text: str, answer: str) -> float:
@@ -192,6 +208,7 @@ METRICS: Mapping[str, Callable[[str, str], float]] = {
     "exact": exact,
     "words": words,
     "choice": choice,
+    "circular": circular,
     "count": count,
     "number": number,
     "relaxed": relaxed,

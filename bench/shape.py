@@ -86,6 +86,40 @@ SHAPES: dict[str, dict[str, Any]] = {
     }
 }
 
+LARGE_VISION = {
+    "deepstack_visual_indexes": [8, 16, 24],
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+}
+
+
+def _sibling(text: dict[str, Any], vision: dict[str, Any], tied: bool) -> dict[str, Any]:
+    """Another size of the family: what its config.json has otherwise than the 2B's."""
+    base = SHAPES["qwen3-vl-2b"]
+    sizes = {"num_hidden_layers": 36, "num_attention_heads": 32, "tie_word_embeddings": tied} | text
+    return {
+        "text_config": base["text_config"] | sizes,
+        "vision_config": base["vision_config"] | {"out_hidden_size": text["hidden_size"]} | vision,
+        "tie_word_embeddings": tied,
+    }
+
+
+SHAPES |= {
+    "qwen3-vl-4b": _sibling({"hidden_size": 2560, "intermediate_size": 9728}, {}, True),
+    "qwen3-vl-8b": _sibling({"hidden_size": 4096, "intermediate_size": 12288}, LARGE_VISION, False),
+    "qwen3-vl-32b": _sibling(
+        {
+            "hidden_size": 5120,
+            "intermediate_size": 25600,
+            "num_hidden_layers": 64,
+            "num_attention_heads": 64,
+        },
+        LARGE_VISION,
+        False,
+    ),
+}
+
 
 def write_shape(
     out: Path, shape: dict[str, Any], *, seed: int = 0, shards: int = 2, progress: Progress | None = None

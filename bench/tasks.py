@@ -2,6 +2,7 @@
 
 One line of JSON per item, messages in OpenAI's form, images as PNG data URIs, videos as a list of such frames
 with their rate: ``{"type": "video", "video": [URI, ...], "fps": 2.0}``. Calibration sets use the same lines.
+An item may be asked again in other words, its choices rotated: it is one item all the same.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ Message = dict[str, Any]
 @dataclass(frozen=True)
 class Item:
     """One question. `guess` is the score to be had without looking, between 0 and 1; `metric` is how answers
-    are scored (bench.scoring)."""
+    are scored (bench.scoring). `rotations` are texts to ask it by again, each in place of the last one.
+    """
 
     id: str
     task: str
@@ -35,16 +37,40 @@ class Item:
     answer: str
     guess: float
     metric: str = "exact"
+    rotations: tuple[str, ...] = ()
 
     @classmethod
     def make(
-        cls, task: str, messages: list[Message], answer: str, guess: float, metric: str = "exact"
+        cls,
+        task: str,
+        messages: list[Message],
+        answer: str,
+        guess: float,
+        metric: str = "exact",
+        rotations: tuple[str, ...] = (),
     ) -> Item:
         """An item whose id is computed from its content."""
-        return cls(item_id(task, messages, answer, metric), task, messages, answer, guess, metric)
+        identity = item_id(task, messages, answer, metric, rotations)
+        return cls(identity, task, messages, answer, guess, metric, rotations)
+
+    @property
+    def conversations(self) -> list[list[Message]]:
+        """Every way in which it is asked, `messages` first."""
+        if not self.rotations:
+            return [self.messages]
+        *before, last = self.messages
+        *shown, _ = _parts(last)
+        texts = ([*shown, {"type": "text", "text": text}] if shown else text for text in self.rotations)
+        return [self.messages, *([*before, {**last, "content": content}] for content in texts)]
 
 
-def item_id(task: str, messages: list[Message], answer: str, metric: str = "exact") -> str:
+def item_id(
+    task: str,
+    messages: list[Message],
+    answer: str,
+    metric: str = "exact",
+    rotations: tuple[str, ...] = (),
+) -> str:
     """sha256 over canonical JSON in which every picture stands as the sha256 of its size and RGB bytes.
 
     The encoding of a picture (PIL, PNG, path) and the spelling of a message (a string or one text part) do
@@ -53,6 +79,8 @@ def item_id(task: str, messages: list[Message], answer: str, metric: str = "exac
     content = {"task": task, "messages": [_canonical(m) for m in messages], "answer": answer}
     if metric != "exact":
         content["metric"] = metric
+    if rotations:
+        content["rotations"] = rotations
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -69,6 +97,8 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
                 "guess": item.guess,
                 "metric": item.metric,
             }
+            if item.rotations:
+                record["rotations"] = item.rotations
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -123,7 +153,11 @@ def _parse(line: str) -> Item:
     metric = record.get("metric", "exact")
     if metric not in METRICS:
         raise UserError(f"'metric' is {metric!r:.40}; expected one of {', '.join(METRICS)}")
-    item = Item.make(record["task"], record["messages"], record["answer"], float(guess), metric)
+    rotations = record.get("rotations", [])
+    if not isinstance(rotations, list) or not all(isinstance(text, str) for text in rotations):
+        raise UserError(f"'rotations' is {rotations!r:.40}; expected a list of texts")
+    fields = record["task"], record["messages"], record["answer"], float(guess), metric
+    item = Item.make(*fields, tuple(rotations))
     if record.get("id", item.id) != item.id:
         raise UserError(
             f"id {record['id']!r:.20} does not match the content ({item.id[:12]}); drop the id to renew it"

@@ -68,10 +68,14 @@ class Limits(BaseModel):
         1.0, gt=0, lt=100, description="Points of accuracy the candidate may be below the baseline."
     )
     slice_margin: float | None = Field(
-        None, gt=0, le=100, description="Points of accuracy that any slice (task) may be below the baseline."
+        None,
+        gt=0,
+        le=100,
+        description="Points of accuracy that any task, but no part of one, may be below the baseline.",
     )
     slice_margins: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
-        default_factory=dict, description="Slices whose margin is another: name and points."
+        default_factory=dict,
+        description="Slices whose margin is another, and parts of tasks (`task/part`): name and points.",
     )
     min_headroom: float = Field(
         10.0,

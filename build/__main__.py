@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from engines.arguments import describe
 from engines.errors import UserError, reason
 
 MODULES = {
@@ -20,7 +21,11 @@ EPILOG = "exit codes: 0 passed, 1 error, 2 usage, 3 gate failed or nothing fits,
 
 
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(prog="python -m build", epilog=EPILOG)
+    main = argparse.ArgumentParser(
+        prog="python -m build",
+        description="Build variants of a checkpoint, measured and gated; select, publish and pull them.",
+        epilog=EPILOG,
+    )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     recipe = argparse.ArgumentParser(add_help=False)
@@ -47,36 +52,51 @@ def parser() -> argparse.ArgumentParser:
     json_flag.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     parents = [recipe, out, json_flag]
-    commands.add_parser("all", parents=parents, epilog=EPILOG, help="checkpoint to gated, published variants")
+    all_ = commands.add_parser(
+        "all", parents=parents, epilog=EPILOG, help="checkpoint to gated, published variants"
+    )
+    all_.add_argument(
+        "--store",
+        metavar="URL",
+        help="share finished work at s3://BUCKET/PREFIX, or what else fsspec knows",
+    )
+    all_.add_argument(
+        "--on", metavar="ray://HOST:PORT", help="run the stages on a Ray cluster that shares --out or --store"
+    )
     commands.add_parser("plan", parents=parents, help="what would run and why, and what it would need")
     commands.add_parser("list", parents=[out, json_flag], help="the published variants with their facts")
     inspect = commands.add_parser("inspect", parents=[json_flag], help="one manifest and its gate")
-    inspect.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    inspect.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder of a variant")
     verify = commands.add_parser("verify", parents=[out, json_flag], help="check every hash again")
     verify.add_argument(
         "artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="default: every one below --out"
     )
     _add_select(commands, json_flag)
     publish = commands.add_parser("publish", parents=[json_flag], help="variants that passed, to elsewhere")
-    publish.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT")
+    publish.add_argument(
+        "artifacts", type=Path, nargs="+", metavar="ARTIFACT", help="folders of published variants"
+    )
     publish.add_argument(
         "--to", required=True, metavar="DIR|oci://HOST/REPO:TAG|hf://OWNER/NAME", help="where to"
     )
     publish.add_argument("--key", type=Path, metavar="FILE", help="private EC key (PEM) to sign with")
     publish.add_argument("--keyless", action="store_true", help="sign as the CI job this is, by Sigstore")
     publish.add_argument(
-        "--trust-config", type=Path, metavar="FILE", help="of a Sigstore that is not the public"
+        "--trust-config", type=Path, metavar="FILE", help="of a Sigstore that is not the public one"
     )
     pull = commands.add_parser("pull", parents=[out, json_flag], help="a published variant, checked")
-    pull.add_argument("reference", metavar="oci://HOST/REPO@sha256:…")
+    pull.add_argument(
+        "reference", metavar="oci://HOST/REPO@sha256:…", help="what `publish` printed; or with :TAG"
+    )
     pull.add_argument("--key", type=Path, metavar="FILE", help="public EC key (PEM) that must have signed it")
     pull.add_argument("--identity", metavar="WHO", help="or who must have signed it, as Sigstore certified")
-    pull.add_argument("--issuer", metavar="URL", help="on whose word: of the OIDC tokens")
+    pull.add_argument("--issuer", metavar="URL", help="on whose word: that of this issuer of OIDC tokens")
     pull.add_argument(
-        "--trust-config", type=Path, metavar="FILE", help="of a Sigstore that is not the public"
+        "--trust-config", type=Path, metavar="FILE", help="of a Sigstore that is not the public one"
     )
     pull.add_argument("--unsigned", action="store_true", help="take it without a signature checked")
     commands.add_parser("schema", help="the JSON Schema of recipes")
+    describe(commands)
     return main
 
 
@@ -95,7 +115,10 @@ def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
         "--device", default="auto", metavar="NAME", help="auto (this machine), cpu, rtx4090d, l4, h100, …"
     )
     select.add_argument(
-        "--memory", type=_bytes, metavar="SIZE", help="may be used, for example 6GB; default all it has"
+        "--memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="that may be used, for example 6GB; default all of the device's",
     )
     select.add_argument(
         "--context", type=_positive, default=2048, metavar="N", help="tokens of each sequence; default 2048"
@@ -107,9 +130,11 @@ def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
         "--objective",
         choices=("latency", "throughput", "accuracy"),
         default="latency",
-        help="default latency",
+        help="what to be best at; default latency, of one request",
     )
-    select.add_argument("--accuracy", type=float, metavar="PERCENT", help="at least so many answers right")
+    select.add_argument(
+        "--accuracy", type=float, metavar="PERCENT", help="of answers that must be right, at least"
+    )
     select.add_argument(
         "--explain", action="store_true", help="figures of every variant, not the choice's only"
     )

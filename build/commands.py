@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Rich
 from rich.table import Table
 
+from bench.resources import human_size
+from build.cluster import connected
 from build.console import Console, duration
+from build.forecast import memory_bytes
 from build.pipeline import build_all
+from build.place import Here, Place
 from build.plan import check_memory, plan
 from build.publish import published, verify
 from build.recipe import Recipe, load_recipe
 from build.source import Source, resolve
+from build.store import Store
 from engines.artifact import MANIFEST, Manifest
+from engines.config import ModelConfig
 from engines.errors import UserError
 
 EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
@@ -28,7 +36,9 @@ def all_command(options: Namespace) -> int:
     recipe, source = _load(options)
     if options.memory:
         check_memory(recipe, source, options.memory)
-    summary = build_all(recipe, source, options.out, Console())
+    console = Console()
+    with _place(options, recipe, source, console) as place:
+        summary = build_all(recipe, source, options.out, place, console)
     table = _table("variant", "verdict", "size", "peak memory", "decided by", "published at")
     for variant in summary["variants"]:
         deciding = [check for check in variant["checks"] if not check["waived"]]
@@ -36,14 +46,14 @@ def all_command(options: Namespace) -> int:
         table.add_row(
             variant["name"],
             _verdict(variant["verdict"]),
-            _bytes(variant["bytes"]),
-            _bytes(variant["peak_memory_bytes"]),
+            human_size(variant["bytes"]),
+            human_size(peak) if (peak := variant["peak_memory_bytes"]) else "-",
             f"{decisive['metric']}: {decisive['reason']}" if decisive else "",
             variant["path"] or "-",
         )
     _show(table, summary, options)
     if not options.json:
-        took, largest = duration(summary["seconds"]), _bytes(summary["peak_memory_bytes"])
+        took, largest = duration(summary["seconds"]), human_size(summary["peak_memory_bytes"])
         shown = options.out / source.name / "report.html"
         print(f"{summary['verdict']} after {took}, {largest} in the largest process: {shown}")
     return EXIT[summary["verdict"]]
@@ -60,14 +70,14 @@ def plan_command(options: Namespace) -> int:
         table.add_row(step["stage"], step["name"], "yes" if step["runs"] else "no", step["reason"], seconds)
     _show(table, planned, options)
     if not options.json:
-        at, within = f"{planned['context']} tokens x {planned['batch']}", _bytes(planned["memory"])
+        at, within = f"{planned['context']} tokens x {planned['batch']}", human_size(planned["memory"])
         needs = _table("variant", "disk", f"memory at {at}", f"longest context in {within}")
         for variant in planned["variants"]:
-            figures = _bytes(variant["disk_bytes"]), _bytes(variant["memory_bytes"])
+            figures = human_size(variant["disk_bytes"]), human_size(variant["memory_bytes"])
             longest = f"{variant['longest_context']:,}" if variant["longest_context"] else "does not fit"
             needs.add_row(variant["name"], *figures, longest)
         Rich(width=120).print(needs)
-        print(f"about {duration(planned['seconds'])} and {_bytes(planned['disk_bytes'])} of disk")
+        print(f"about {duration(planned['seconds'])} and {human_size(planned['disk_bytes'])} of disk")
     return 0
 
 
@@ -92,7 +102,7 @@ def list_command(options: Namespace) -> int:
             row["model"],
             row["variant"],
             _verdict(row["verdict"]),
-            _bytes(row["bytes"]),
+            human_size(row["bytes"]),
             runtime,
             row["digest"][:19],
         )
@@ -138,6 +148,20 @@ def schema_command(options: Namespace) -> int:
     return 0
 
 
+@contextmanager
+def _place(options: Namespace, recipe: Recipe, source: Source, console: Console) -> Iterator[Place]:
+    """This machine, or a cluster with --on; of its stages none takes more memory than the baseline's run."""
+    store = Store(options.out / ".store", console.say, options.store)
+    store.root.mkdir(parents=True, exist_ok=True)
+    if not options.on:
+        yield Here(store)
+        return
+    gate, config = recipe.gate, ModelConfig.load(source.path)
+    memory = memory_bytes(config, "fp16", recipe.quantize.group_size, gate.context, gate.batch)
+    with connected(options.on, store, memory) as cluster:
+        yield cluster
+
+
 def _load(options: Namespace) -> tuple[Recipe, Source]:
     recipe = load_recipe(options.recipe, model=options.model, only=options.only, overrides=options.set)
     return recipe, resolve(recipe.model)
@@ -164,9 +188,3 @@ def _show(table: Table, document: dict[str, Any], options: Namespace) -> None:
 
 def _verdict(verdict: str) -> str:
     return f"[{COLOUR[verdict]}]{verdict}[/]"
-
-
-def _bytes(count: int | None) -> str:
-    if count is None:
-        return "-"
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -48,6 +48,10 @@ class Console:
         self.rich = Rich(stderr=True, highlight=False)
         self.began = time.monotonic()
 
+    def __reduce__(self) -> tuple[type[Console], tuple[()]]:
+        """Sent along with work, it becomes the console of the machine that does the work."""
+        return Console, ()
+
     def say(self, line: str) -> None:
         elapsed = time.monotonic() - self.began
         if self.rich.is_terminal:

@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
@@ -49,6 +49,9 @@ class Built:
     answers: dict[str, Entry]
     memory: dict[str, Entry]
 
+    def entries(self) -> list[Entry]:
+        return [*self.artifacts.values(), self.items, *self.answers.values(), *self.memory.values()]
+
     def peak_memory(self, variant: str) -> Memory | None:
         if variant not in self.memory:
             return None
@@ -66,9 +69,17 @@ class Built:
         return Fidelity.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing]:
-    """Latency of the baseline and of every variant with an engine of its own: same requests, in turn, on
-    each of their devices.
+@dataclass(frozen=True)
+class Timed:
+    """What was timed on one device, and where that was."""
+
+    timings: list[Timing]
+    environment: dict[str, Any]
+
+
+def time_requests(recipe: Recipe, built: Built, device: str, console: Console) -> Timed:
+    """Latency of the baseline on a device, and of every variant with an engine of its own: same requests, in
+    turn.
 
     Each runs in a process of its own: this one holds none, and none inherits another's memory or threads.
     """
@@ -79,37 +90,34 @@ def time_requests(recipe: Recipe, built: Built, console: Console) -> list[Timing
     processor = Processor.load(built.artifacts["fp16"].path)
     requests = [processor(item.messages) for item in items[: recipe.latency.requests]]
     settings = recipe.latency.model_dump(exclude={"requests", "batches"})
-    timings: list[Timing] = []
-    for device, baseline in BASELINES.items():
-        if baseline not in built.answers:
-            continue
-        mine = [name for name in built.answers if name in KINDS and KINDS[name].device == device]
-        folders = dict.fromkeys((baseline, baseline + AGAIN), built.artifacts["fp16"].path)
-        folders |= {name: built.artifacts[name].path for name in mine if KINDS[name].runs}
-        arms = "; ".join(folders)
-        console.say(f"latency: {len(requests)} requests x {recipe.latency.repeats} for each of {arms}")
-        # Engines were compiled for so many sequences.
-        batches = [size for size in recipe.latency.batches if device == "cpu" or size <= recipe.gate.batch]
+    baseline = BASELINES[device]
+    mine = [name for name in built.answers if name in KINDS and KINDS[name].device == device]
+    folders = dict.fromkeys((baseline, baseline + AGAIN), built.artifacts["fp16"].path)
+    folders |= {name: built.artifacts[name].path for name in mine if KINDS[name].runs}
+    arms = "; ".join(folders)
+    console.say(f"latency: {len(requests)} requests x {recipe.latency.repeats} for each of {arms}")
+    # Engines were compiled for so many sequences.
+    batches = [size for size in recipe.latency.batches if device == "cpu" or size <= recipe.gate.batch]
 
-        def is_steady(found: Sequence[Timing], baseline: str = baseline) -> bool:
-            return steady(of_arm(found, baseline), of_arm(found, baseline + AGAIN), recipe.gate)
+    def is_steady(found: Sequence[Timing]) -> bool:
+        return steady(of_arm(found, baseline), of_arm(found, baseline + AGAIN), recipe.gate)
 
-        with ExitStack() as processes, console.progress("latency") as progress:
-            opened = {
-                arm: processes.enter_context(in_a_process(folder, device)) for arm, folder in folders.items()
-            }
-            timings += measure(
-                opened,
-                requests,
-                **settings,
-                batches=batches,
-                watch=device == "cuda",
-                steady=is_steady,
-                progress=progress,
-            )
-        for line in noise_lines(of_arm(timings, baseline), of_arm(timings, baseline + AGAIN), recipe.gate):
-            console.say(f"noise, {baseline} against itself: {line}")
-    return timings
+    with ExitStack() as processes, console.progress("latency") as progress:
+        opened = {
+            arm: processes.enter_context(in_a_process(folder, device)) for arm, folder in folders.items()
+        }
+        timings = measure(
+            opened,
+            requests,
+            **settings,
+            batches=batches,
+            watch=device == "cuda",
+            steady=is_steady,
+            progress=progress,
+        )
+    for line in noise_lines(of_arm(timings, baseline), of_arm(timings, baseline + AGAIN), recipe.gate):
+        console.say(f"noise, {baseline} against itself: {line}")
+    return Timed(timings, environment())
 
 
 def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> Gate:
@@ -121,6 +129,7 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
     elif not KINDS[variant].runs:  # a checkpoint is as fast as the engine that will run it
         limits = limits.model_copy(update=dict.fromkeys(LATENCY))
     baseline = BASELINES[KINDS[variant].device]
+    absent = KINDS[variant].target is not None and variant not in built.answers
     peak, base = built.peak_memory(variant), built.peak_memory(baseline)
     measurements = Measurements(
         baseline=built.artifacts["fp16"].digest,
@@ -137,30 +146,32 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         baseline_peak_memory_bytes=base.peak_memory_bytes if base else None,
         memory_at=(recipe.gate.context, recipe.gate.batch),
         resident_bytes=peak.resident_bytes if peak else (),
-        unmeasured={} if runs_here(variant) else dict.fromkeys(ON_DEVICE, _elsewhere(variant, recipe)),
+        unmeasured=dict.fromkeys(ON_DEVICE, _elsewhere(variant, recipe)) if absent else {},
     )
     before, after = measurements.baseline_timings, measurements.candidate_timings
     figures = observed(before, after, recipe.price.per_hour, recipe.price.currency)
     return gate(measurements, limits).model_copy(update={"observed": figures})
 
 
-def runs_here(variant: str) -> bool:
-    """Whether this machine has the device that the variant is for."""
-    target, gpu = KINDS[variant].target, find_gpu()
-    return target is None or (gpu is not None and gpu.architecture == target)
-
-
 def _elsewhere(variant: str, recipe: Recipe) -> str:
-    """Why a variant is not measured here, and what measures it where it can be."""
+    """Why a variant is not measured, and what measures it where it can be."""
     model = "" if recipe.model == "embedded" else f" --model {recipe.model}"
     command = f"python -m build all --recipe {recipe.name}{model} --only {variant}"
-    return f"no GPU of {KINDS[variant].target} in this machine; on one that has it: {command}"
+    return f"no GPU of {KINDS[variant].target} where this was built; on a machine that has it: {command}"
 
 
 def documents(
-    variant: str, recipe: Recipe, built: Built, judged: Gate, timings: list[Timing]
+    variant: str,
+    recipe: Recipe,
+    built: Built,
+    judged: Gate,
+    timings: list[Timing],
+    environments: Mapping[str, dict[str, Any]],
 ) -> dict[str, Path | str | dict[str, Any]]:
-    """What goes into a published variant's evidence folder, by file name: files, texts and JSON."""
+    """What goes into a published variant's evidence folder, by file name: files, texts and JSON.
+
+    environments: of the machines that measured, by device.
+    """
     answers, artifact = built.answers[variant].path, built.artifacts[variant].path
     # What calibration saw is written beside the weights it chose, which an engine was made from.
     weights = built.artifacts[KINDS[variant].made_from or variant].path if KINDS[variant].runs else artifact
@@ -175,7 +186,7 @@ def documents(
     return found | {
         "gate.json": judged.model_dump(mode="json"),
         "memory.json": built.memory[variant].path / "memory.json",
-        "environment.json": environment(),
+        "environment.json": environments[KINDS[variant].device],
         "recipe.json": recipe.model_dump(mode="json"),
         "commands.sh": COMMANDS.format(variant=variant),
     }

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
 
-from bench.resources import IMAGE_SIDE
+from bench.resources import DECODED, IMAGE_SIDE, REQUESTS, SHORT, WARMUP
 from build.recipe import BASELINES, KINDS, Recipe
 from build.stages import CACHE_SAMPLES
 from engines.config import ModelConfig
@@ -158,12 +159,14 @@ def memory_bytes(config: ModelConfig, variant: str, group_size: int, context: in
     A process's on a CPU, where mapped weights count as far as they are read; a GPU's for what runs there.
     """
     size, kind, text, vision = Size.of(config), KINDS[variant], config.text, config.vision
+    weights: float = disk_bytes(config, variant, group_size)
+    if size.head:  # of a table of embeddings that is not the head too, few rows are read
+        weights -= 2 * size.embedding
     if kind.target:
         pass_tokens = min(context, CHUNK) * batch
         working = 2 * pass_tokens * (2 * text.intermediate_size + 6 * text.hidden_size)
         cache = kv_bytes_per_token(config, variant) * context * batch
-        return TENSORRT.start_bytes + disk_bytes(config, variant, group_size) + working + cache
-    weights: float = disk_bytes(config, variant, group_size)
+        return int(TENSORRT.start_bytes + weights + working + cache)
     if kind.onnx and kind.method:  # of the 16-bit rows few are read; the packed ones lie beside their file
         weights += PACKED * (weights - 2 * size.embedding) - 2 * size.embedding
     elif kind.onnx:  # rows of the head and one matrix are widened at a time
@@ -186,14 +189,13 @@ def image_patches(config: ModelConfig, context: int) -> int:
 
 def longest_context(config: ModelConfig, variant: str, group_size: int, batch: int, memory: int) -> int:
     """Tokens for which memory_bytes is within `memory`, up to the model's own limit; 0 when nothing fits."""
-    low, high = 0, config.text.max_position_embeddings
-    while low < high:
-        middle = (low + high + 1) // 2
-        if memory_bytes(config, variant, group_size, middle, batch) <= memory:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    limit = config.text.max_position_embeddings
+    return longest(limit, lambda n: memory_bytes(config, variant, group_size, n, batch) <= memory)
+
+
+def longest(limit: int, fits: Callable[[int], bool]) -> int:
+    """The most tokens up to `limit` that fit, where all fewer do; 0 when none does."""
+    return bisect_left(range(1, limit + 1), True, key=lambda tokens: not fits(tokens))
 
 
 def answer_seconds(
@@ -246,8 +248,12 @@ def seconds(
             rows = 2 * some * steps * Size.of(config).embedding / machine.flops
             return start + answers + answer_seconds(config, variant, machine, asked, some, 0, 1) + rows
         case "memory":
-            load = Load(gate.context, image_patches(config, gate.context))
-            return start + answer_seconds(config, variant, machine, load, gate.batch, 4, gate.batch)
+            long, short = (
+                Load(context, image_patches(config, context)) for context in (gate.context, SHORT - DECODED)
+            )
+            full = answer_seconds(config, variant, machine, long, gate.batch, DECODED, gate.batch)
+            many = WARMUP + REQUESTS
+            return start + full + answer_seconds(config, variant, machine, short, many, DECODED, 1)
         case _:
             return start
 
@@ -265,12 +271,16 @@ def quantize_seconds(
 def latency_seconds(
     config: ModelConfig, recipe: Recipe, machine: Machine, asked: Load, arms: Sequence[str]
 ) -> float:
-    """All arms answer all requests in turn; this is never cached."""
+    """All arms answer all requests in turn; this is never cached. The baseline is among them twice."""
     settings = recipe.latency
-    requests = settings.requests * settings.repeats + settings.warmup
+    prompts = {size: settings.requests // size * size * settings.repeats for size in settings.batches}
+    prompts[1] += settings.warmup
     return sum(
         runtime(arm).start_seconds
-        + answer_seconds(config, arm, machine, asked, requests, settings.output_tokens, 1)
+        + sum(
+            answer_seconds(config, arm, machine, asked, count, settings.output_tokens, size)
+            for size, count in prompts.items()
+        )
         for arm in arms
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock
 
@@ -16,63 +16,76 @@ from bench.sentences import sentence, whole
 from bench.verdict import Verdict
 from build import stages
 from build.console import Console
-from build.evidence import Built, differing, documents, environment, judge, report, runs_here, time_requests
+from build.evidence import Built, differing, documents, judge, report, time_requests
 from build.markdown import markdown
+from build.place import Place
 from build.publish import publish
 from build.recipe import BASELINES, KINDS, Recipe
 from build.release.verdict import refusal
 from build.source import Source
-from build.store import Entry, Run, Store, Work
+from build.store import Entry
 from engines.artifact import write_json, write_whole
+from engines.errors import UserError
 
 
-class Doer(Protocol):
-    """The store, or in a plan something that only says what the store would do."""
-
-    def do(self, work: Work, run: Run) -> Entry: ...
-
-
-def make(recipe: Recipe, source: Source, store: Doer, console: Console) -> Built:
+def make(recipe: Recipe, source: Source, place: Place, console: Console) -> Built:
     """All the work that is cached: conversions first, then what is measured once."""
-    stages.check_targets(recipe.variants)
-    artifacts = {"fp16": store.do(*stages.checkpoint(source))}
-    items = store.do(*stages.items(recipe.evaluate, recipe.quantize, artifacts["fp16"]))
+    for target in dict.fromkeys(KINDS[variant].target for variant in recipe.variants):
+        if target:
+            variants = [variant for variant in recipe.variants if KINDS[variant].target == target]
+            place.call(stages.check_targets, variants, target=target)
+    artifacts = {"fp16": place.do(stages.checkpoint, source)}
+    items = place.do(stages.items, recipe.evaluate, recipe.quantize, artifacts["fp16"])
     for variant in map(str, recipe.variants):
         kind = KINDS[variant]
         if kind.made_from is None:
             continue
         base = artifacts[kind.made_from]
         if kind.target:
-            network = store.do(*stages.standard(base, source))
-            step = stages.engines(variant, network, source, recipe.gate)
+            network = place.do(stages.standard, base, source)
+            artifacts[variant] = place.do(
+                stages.engines, variant, network, source, recipe.gate, target=kind.target
+            )
         elif kind.onnx:
-            step = stages.exported(variant, base, source, recipe.export, recipe.quantize)
+            artifacts[variant] = place.do(
+                stages.exported, variant, base, source, recipe.export, recipe.quantize
+            )
         else:
-            step = stages.quantized(variant, base, source, recipe.quantize, console)
-        artifacts[variant] = store.do(*step)
+            artifacts[variant] = place.do(stages.quantized, variant, base, source, recipe.quantize, console)
 
     answers: dict[str, Entry] = {}
     memory: dict[str, Entry] = {}
-    measured = [variant for variant in artifacts if runs_here(variant)]
-    for device in dict.fromkeys(KINDS[variant].device for variant in measured):
+    for device, target in measured_on(recipe, place).items():
         baseline = BASELINES[device]
         arms = {baseline: artifacts["fp16"]}
-        arms |= {name: artifacts[name] for name in measured if KINDS[name].device == device}
+        arms |= {name: artifacts[name] for name in recipe.variants if KINDS[name].target == target}
         for name, artifact in arms.items():
-            step = stages.evaluated(
-                name, artifact, items, answers.get(baseline), recipe.evaluate, device, console
-            )
-            answers[name] = store.do(*step)
-            memory[name] = store.do(*stages.memory(name, artifact, recipe.gate, device))
-    return Built(artifacts, items, answers, memory)
+            given = (name, artifact, items, answers.get(baseline), recipe.evaluate, device, console)
+            answers[name] = place.do(stages.evaluated, *given, target=target)
+            memory[name] = place.do(stages.memory, name, artifact, recipe.gate, device, target=target)
+    return Built(place.wait(artifacts), items, place.wait(answers), place.wait(memory))
 
 
-def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> dict[str, Any]:
+def measured_on(recipe: Recipe, place: Place) -> dict[str, str | None]:
+    """The devices that variants are measured on, with the target of those that run on a GPU."""
+    targets = {target for variant in recipe.variants if (target := KINDS[variant].target)} & place.targets
+    if len(targets) > 1:
+        raise UserError(
+            f"variants for {' and '.join(sorted(targets))} in one build have no common baseline; "
+            "name those of one GPU with --only, and then the others: what is done stays done"
+        )
+    return {"cpu": None, **({"cuda": targets.pop()} if targets else {})}
+
+
+def build_all(recipe: Recipe, source: Source, out: Path, place: Place, console: Console) -> dict[str, Any]:
     """Builds, measures, gates and publishes; returns the summary that is also written to summary.json."""
     began = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    built = make(recipe, source, Store(out / ".store", console.say), console)
-    timings = time_requests(recipe, built, console)
+    built = make(recipe, source, place, console)
+    timings, environments = [], {}
+    for device, target in measured_on(recipe, place).items():
+        timed = place.call(time_requests, recipe, built, device, console, target=target)
+        timings += timed.timings
+        environments[device] = timed.environment
     gates = {variant: judge(variant, recipe, built, timings) for variant in built.artifacts}
     folder = out / source.name
     folder.mkdir(exist_ok=True)
@@ -88,7 +101,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
                 "batch": peak.batch,
                 "image_tokens": peak.image_tokens,
             }
-            found = documents(variant, recipe, built, judged, timings)
+            found = documents(variant, recipe, built, judged, timings, environments)
             publish(artifact, found, needs, folder / variant)
         console.say(f"gate {variant}: {judged.verdict}{'' if leaves else ', not published'}")
         for waiver in judged.waivers:
@@ -120,7 +133,7 @@ def build_all(recipe: Recipe, source: Source, out: Path, console: Console) -> di
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": largest_process(),
         "recipe": recipe.model_dump(mode="json"),
-        "environment": environment(),
+        "environment": environments["cpu"],
         "variants": rows,
     }
     examples = differing(built)

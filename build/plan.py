@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from bench.resources import human_size
 from bench.suites.catalogue import load_suite
 from build import forecast, stages
 from build.console import Console
-from build.evidence import runs_here
 from build.pipeline import make
+from build.place import Here
 from build.recipe import KINDS, Recipe
 from build.source import Source
-from build.store import Entry, Run, Store, Work
+from build.stages import Step
+from build.store import Entry, Store, Work
 from engines.artifact import Manifest
 from engines.config import ModelConfig
 from engines.errors import UserError
@@ -25,16 +26,17 @@ from quantize.calibration import prepare, read_samples
 SAMPLE = 64  # items whose mean stands for all
 
 
-@dataclass
-class Planner:
-    """Stands where the store stands; work that is missing is written down instead of done."""
+class Planner(Here):
+    """This machine, but work that is missing is written down instead of done."""
 
-    store: Store
-    planned: list[tuple[Work, str | None]] = field(default_factory=list)
-    pending: dict[str, str] = field(default_factory=dict)  # digest that a result will not have -> its name
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.planned: list[tuple[Work, str | None]] = []
+        self._pending: dict[str, str] = {}  # digest that a result will not have -> its name
 
-    def do(self, work: Work, run: Run) -> Entry:
-        waits = [role for role, digest in work.inputs.items() if digest in self.pending]
+    def do(self, stage: Callable[..., Step], *arguments: Any, target: str | None = None) -> Entry:
+        work, _ = stage(*arguments)
+        waits = [role for role, digest in work.inputs.items() if digest in self._pending]
         found = f"its {waits[0]} will be built first" if waits else self.store.find(work)
         if isinstance(found, Entry):
             self.planned.append((work, None))
@@ -44,7 +46,7 @@ class Planner:
             name=work.name, stage=work.stage, stage_version=work.stage_version, key=work.key, files={}
         )
         entry = Entry(self.store.folder(work), stub, cached=False, reason=found)
-        self.pending[entry.digest] = work.name
+        self._pending[entry.digest] = work.name
         return entry
 
 
@@ -54,7 +56,7 @@ def plan(recipe: Recipe, source: Source, out: Path, memory: int) -> dict[str, An
     memory: bytes for which every variant's longest context is told.
     """
     planner = Planner(Store(out / ".store"))
-    make(recipe, source, planner, Console())
+    built = make(recipe, source, planner, Console())
     config, group = ModelConfig.load(source.path), recipe.quantize.group_size
     machine = forecast.measure_machine()
     asked, seen = _loads(recipe, source)
@@ -72,7 +74,8 @@ def plan(recipe: Recipe, source: Source, out: Path, memory: int) -> dict[str, An
                 "seconds": round(needed, 1),
             }
         )
-    arms = ["fp16", *(name for name in recipe.variants if KINDS[name].runs and runs_here(name))]
+    runs = [name for name in recipe.variants if KINDS[name].runs and name in built.answers]
+    arms = ["fp16", "fp16", *runs]
     needed = forecast.latency_seconds(config, recipe, machine, asked, arms)
     steps.append(
         {

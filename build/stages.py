@@ -79,15 +79,7 @@ def quantized(variant: str, base: Entry, source: Source, settings: Quantize, con
                 damping=settings.damping,
                 progress=lambda step, done, total: report(done, total),
             )
-        quantization = {
-            "method": method,
-            "bits": 4,
-            "group_size": settings.group_size,
-            "symmetric": True,
-            "components": ["decoder linears"],
-            "calibration": receipt["calibration"]["sha256"],
-        }
-        return {"source": _source_fields(source), "quantization": quantization}
+        return {"source": _source_fields(source), "quantization": quantization_fields(receipt)}
 
     work = Work(
         stage="quantize",
@@ -99,6 +91,19 @@ def quantized(variant: str, base: Entry, source: Source, settings: Quantize, con
         packages=("torch", "transformers", "compressed-tensors", "numpy"),
     )
     return work, run
+
+
+def quantization_fields(receipt: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of `quantize`'s work; eight_bit_layers where some may be kept in 8 bits."""
+    found = {
+        "method": receipt["method"],
+        "bits": receipt["bits"],
+        "group_size": receipt["group_size"],
+        "symmetric": receipt["symmetric"],
+        "components": ["decoder linears"],
+        "calibration": receipt["calibration"]["sha256"],
+    }
+    return found | ({"eight_bit_layers": list(receipt["eight_bit"])} if "eight_bit" in receipt else {})
 
 
 def exported(variant: str, base: Entry, source: Source, settings: Export, quantize: Quantize) -> Step:
@@ -221,9 +226,10 @@ def items(settings: Evaluate, quantize: Quantize, base: Entry) -> Step:
                 "a model must not be scored on what it was tuned on: change one of the two sets"
             )
         processor = Processor.load(base.path)
-        lengths = [len(processor(item.messages).input_ids) for item in chosen]
+        asked = [(item, conversation) for item in chosen for conversation in item.conversations]
+        lengths = [len(processor(conversation).input_ids) for _, conversation in asked]
         context = processor.config.text.max_position_embeddings
-        check_context(chosen, lengths, settings.max_tokens, context)
+        check_context([item for item, _ in asked], lengths, settings.max_tokens, context)
         out.mkdir()
         write_items(out / "items.jsonl", chosen)
         return {}

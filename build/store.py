@@ -13,8 +13,8 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from build import shared
 from build.code import code_version
 from engines.artifact import MANIFEST, Manifest, canonical_digest, damage, hash_folder
 from engines.errors import UserError
@@ -87,10 +88,14 @@ class Entry:
 
 @dataclass
 class Store:
-    """Folders keyed by work. ``say`` gets one line for each thing worth telling."""
+    """Folders keyed by work. ``say`` gets one line for each thing worth telling.
+
+    ``url``: where other machines' stores find what is done here, and this one what is done there.
+    """
 
     root: Path
     say: Callable[[str], None] = field(default=lambda line: None)
+    url: str | None = None
 
     def folder(self, work: Work) -> Path:
         return self.root / work.stage / f"{work.name}-{work.key.removeprefix('sha256:')[:16]}"
@@ -110,22 +115,50 @@ class Store:
     def do(self, work: Work, run: Run) -> Entry:
         """Returns the finished work, doing it first where it must be done. Safe beside other runs."""
         folder = self.folder(work)
+        partial = folder.with_name(f".{folder.name}.partial")
+        with self._alone(folder):
+            found = self.find(work)
+            if isinstance(found, str) and self._fetch(folder):
+                found = Entry(folder, Manifest.read(folder), cached=True, reason=f"fetched from {self.url}")
+            if isinstance(found, Entry):
+                self.say(f"{work.stage} {work.name}: {found.reason}")
+                _remove(partial)  # of a run that was killed when all but this was done
+                if self.url and not shared.has(self.url, folder):
+                    shared.send(self.url, folder)
+                return found
+            self.say(f"{work.stage} {work.name}: {found}")
+            entry = self._run(work, run, folder, partial, reason=found)
+            if self.url:
+                shared.send(self.url, folder)
+            return entry
+
+    def bring(self, folder: Path) -> bool:
+        """Whether work that another machine may have done is in this store, fetched where it must be."""
+        if (folder / MANIFEST).is_file():
+            return True
+        with self._alone(folder):
+            return (folder / MANIFEST).is_file() or self._fetch(folder)
+
+    def _fetch(self, folder: Path) -> bool:
+        if not self.url or not shared.fetch(self.url, folder):
+            return False
+        _make_read_only(folder)
+        return True
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """While no other run does the same work."""
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{work.stage}-{folder.name}.lock")
+        lock = FileLock(locks / f"{folder.parent.name}-{folder.name}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            self.say(f"{work.stage} {work.name}: another run is doing this, waiting for it")
+            name = f"{folder.parent.name} {folder.name.rpartition('-')[0]}"
+            self.say(f"{name}: another run is doing this, waiting for it")
             lock.acquire()
         try:
-            found, partial = self.find(work), folder.with_name(f".{folder.name}.partial")
-            if isinstance(found, Entry):
-                self.say(f"{work.stage} {work.name}: cache hit")
-                _remove(partial)  # of a run that was killed when all but this was done
-                return found
-            self.say(f"{work.stage} {work.name}: {found}")
-            return self._run(work, run, folder, partial, reason=found)
+            yield
         finally:
             lock.release()
 
@@ -150,10 +183,7 @@ class Store:
             host=socket.gethostname(),
             **fields,
         )
-        # Published files are hard links to these: read-only, so that an edit in place does not reach both.
-        for path in out.rglob("*"):
-            if path.is_file():
-                path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+        _make_read_only(out)
         manifest.write(out)
         _remove(folder)
         out.replace(folder)
@@ -207,6 +237,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _make_read_only(folder: Path) -> None:
+    """Published files are hard links to these: an edit in place would reach both."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _remove(path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from engines.arguments import describe
 from engines.errors import UserError, reason
 
 
@@ -32,11 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    top = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True)
+    top = argparse.ArgumentParser(
+        prog="python -m engines",
+        description="Export a checkpoint to ONNX or TensorRT; run a checkpoint or an artifact.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     export = commands.add_parser("export", help="write a checkpoint as ONNX graphs for onnxruntime")
-    export.add_argument("checkpoint", type=Path, help="folder in the Hugging Face layout")
+    export.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="folder in the Hugging Face layout"
+    )
     export.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty"
     )
@@ -47,7 +53,6 @@ def parser() -> argparse.ArgumentParser:
         default=4,
         help="INT4 layers multiply with activations in fp32 (0) or int8 (4, faster; default)",
     )
-
     export.add_argument(
         "--standard",
         action="store_true",
@@ -55,10 +60,17 @@ def parser() -> argparse.ArgumentParser:
     )
 
     tensorrt = commands.add_parser(
-        "tensorrt", help="build a checkpoint's TensorRT engines; for most GPUs without one"
+        "tensorrt", help="build a checkpoint's TensorRT engines; most need no GPU for that"
     )
-    tensorrt.add_argument("checkpoint", type=Path, help="folder in the Hugging Face layout, 16-bit or INT4")
-    tensorrt.add_argument("--target", required=True, metavar="SM", help="compute capability of the GPU: sm89")
+    tensorrt.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="folder in the Hugging Face layout, 16-bit or INT4",
+    )
+    tensorrt.add_argument(
+        "--target", required=True, metavar="SM", help="compute capability of the GPU, for example sm89"
+    )
     tensorrt.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty"
     )
@@ -67,21 +79,42 @@ def parser() -> argparse.ArgumentParser:
         choices=("fp8", "nvfp4"),
         help="round a 16-bit checkpoint's decoder to 8- or 4-bit floats: sm89 and newer, sm120",
     )
-    tensorrt.add_argument("--context", type=int, default=4096, metavar="N", help="tokens; default 4096")
-    tensorrt.add_argument("--batch", type=int, default=1, metavar="N", help="sequences together; default 1")
+    tensorrt.add_argument(
+        "--context", type=int, default=4096, metavar="N", help="most tokens of a sequence; default 4096"
+    )
+    tensorrt.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="most sequences together; default 1"
+    )
 
     run = commands.add_parser("run", help="answer one prompt")
-    run.add_argument("artifact", type=Path, help="ONNX artifact, or checkpoint (run by transformers)")
-    run.add_argument("--prompt", required=True, metavar="TEXT")
-    run.add_argument("--image", action="append", default=[], metavar="FILE", help="may be repeated")
-    run.add_argument("--video", action="append", default=[], metavar="FILE", help="may be repeated")
-    run.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default 256")
+    run.add_argument(
+        "artifact", type=Path, metavar="ARTIFACT", help="of ONNX, or a checkpoint (run by transformers)"
+    )
+    run.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
+    run.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="before it; may be repeated"
+    )
+    run.add_argument(
+        "--video", action="append", default=[], metavar="FILE", help="before it; may be repeated"
+    )
+    run.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer; default 256")
     run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
-    run.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    run.add_argument("--top-k", type=int, default=0, metavar="K")
-    run.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal text")
+    run.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="of the likeliest tokens, those that make up this probability; default 1, all",
+    )
+    run.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="the K likeliest tokens; default 0, all"
+    )
+    run.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="equal seeds give equal text; default 0"
+    )
     run.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default one for each core")
     run.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    describe(commands)
     return top
 
 

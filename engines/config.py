@@ -153,7 +153,7 @@ class ModelConfig(_Section):
         if ARCHITECTURE not in architectures and architectures != ["qwen3_vl"]:
             raise UserError(
                 f"{directory / 'config.json'} describes {', '.join(map(str, architectures))}: "
-                f"expected {ARCHITECTURE}"
+                f"expected {ARCHITECTURE}, a dense Qwen3-VL such as 2B, 4B, 8B or 32B"
             )
         text = data.get("text_config")
         eos = _eos_token_ids(directory, data, text if isinstance(text, dict) else {})

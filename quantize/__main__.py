@@ -14,6 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from engines.arguments import above_zero
 from engines.errors import UserError, reason
 
 CALIBRATION = Path(__file__).with_name("calibration.jsonl")
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--sensitivity", action="store_true", help="measure what the 4 bits of each layer cost")
     top.add_argument(
         "--max-kl",
-        type=_positive,
+        type=above_zero,
         metavar="NATS",
         help="keep the worst layers in 8 bits, as many as it takes to stay below; implies --sensitivity",
     )
@@ -118,16 +119,6 @@ def costs(summary: dict[str, Any]) -> list[str]:
     worst = sorted(range(len(found)), key=lambda index: -found[index])
     lines = [f"layer {i}: KL {found[i]:.5f} in 4 bits{', kept in 8' if i in kept else ''}" for i in worst]
     return [*lines, f"all layers, {len(kept)} of them in 8 bits: KL {summary['kl']:.5f}"]
-
-
-def _positive(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
-    if not 0 < found < inf:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
-    return found
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from engines.checkpoint import Checkpoint
 from engines.errors import UserError
 from engines.processor import Inputs
+from engines.weights import to_torch as mapped
 
 TOKENS_AT_ONCE = 1024  # memory of this size is reused; larger pieces are mapped and cleared anew each time
 
@@ -107,7 +107,5 @@ def vision_tower(checkpoint: Checkpoint) -> Any:
 
 
 def to_torch(array: NDArray[Any]) -> torch.Tensor:
-    """A copy of the same type; torch knows numpy's bfloat16 only by its bits."""
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
+    """A copy, which may be written to."""
+    return mapped(array.copy())

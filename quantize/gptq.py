@@ -30,10 +30,17 @@ def gptq(
 
     Raises UserError when the Hessian is not finite or stays indefinite under heavy damping.
     """
-    K = W.shape[1]
-    diagonal = hessian.diagonal()
     # Later columns make up for errors that are correlated with them, so only the diagonal sets the scales.
-    scales = search(W, group_size, diagonal)
+    scales = search(W, group_size, hessian.diagonal())
+    return pack(compensated(W, hessian, scales, damping=damping, act_order=act_order), scales, group_size)
+
+
+def compensated(
+    W: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, *, damping: float, act_order: bool = True
+) -> torch.Tensor:
+    """Codes -8..7 [N, K], as float, for scales [N, K / group_size] that are given."""
+    K = W.shape[1]
+    diagonal, group_size = hessian.diagonal(), K // scales.shape[1]
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(K)
     U = inverse_factor(hessian[order[:, None], order], damping)
     steps, groups = scales.T.contiguous(), (order // group_size).tolist()
@@ -48,7 +55,7 @@ def gptq(
             codes = nearest(column, step)
             torch.addcmul(column, codes, step, value=-1, out=errors[j]).div_(U[j, j])
             column.copy_(codes)
-    return pack(rest[torch.argsort(order)].T, scales, group_size)
+    return rest[torch.argsort(order)].T
 
 
 def inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from engines.arguments import describe
 from engines.errors import reason
 
 
@@ -28,8 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser(command: str = "") -> argparse.ArgumentParser:
     """The commands and their options; of the arm or of the router only, where `command` is one of theirs."""
-    top = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True)
+    top = argparse.ArgumentParser(
+        prog="python -m serve", description="Serve built variants, alone or as the arms of an experiment."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     arm = commands.add_parser("arm", help="serve one artifact over the OpenAI API")
     if command in ("arm", ""):
         from serve.arm.options import add_options
@@ -39,6 +42,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         from serve.router.commands import add_commands
 
         add_commands(commands)
+    describe(commands)
     return top
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import UserError
+from serve.up import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,17 +55,11 @@ def select_policy(arguments: Sequence[str], state: Path) -> Path:
 
 def _policy(arm: str, artifact: Path, digest: str) -> str:
     """YAML; JSON strings are YAML strings, whatever a path holds."""
-    facts = {"url": f"http://127.0.0.1:{_free_port()}", "artifact": str(artifact), "digest": digest}
+    facts = {"url": f"http://127.0.0.1:{free_ports(1)[0]}", "artifact": str(artifact), "digest": digest}
     return (
         f"experiment: selected\nbaseline: {arm}\narms:\n  {arm}: {json.dumps(facts)}\n"
         f"split: {{mode: random, weights: {{{arm}: 100}}}}\n"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _all(reasons: dict[str, Any]) -> str:

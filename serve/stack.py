@@ -10,10 +10,9 @@ import json
 import math
 import os
 import shutil
-import signal
-import socket
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -22,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
+from signal import SIGHUP
 from typing import Any
 
 import yaml
@@ -30,7 +29,7 @@ import yaml
 from engines.errors import UserError
 from serve.compile import compile_policy
 from serve.router.reading import parse_policy
-from serve.up import started
+from serve.up import free_ports, started, stop_on_signals
 
 MONITORING = Path(__file__).resolve().parent / "monitoring"
 PORTS = ("candidate", "baseline", "router", "admin", "nginx", "prometheus", "grafana")
@@ -58,13 +57,29 @@ def stack(options: argparse.Namespace) -> None:
     Raises UserError where a program is missing or ends, and where what is seen is not what should be.
     """
     programs = {name: _program(name) for name in ("nginx", "prometheus")}
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    stopping = threading.Event()
+    stop_on_signals(stopping)
+
+    def go_on() -> None:
+        if stopping.is_set():
+            raise UserError("stopped before it was through")
+
+    def until(true: Callable[[], bool], what: str) -> None:
+        """Raises UserError when that does not come true in time, or when told to stop."""
+        end = time.monotonic() + PATIENCE_S
+        while not true():
+            go_on()
+            time.sleep(0.1)
+            if time.monotonic() > end:
+                raise UserError(f"no {what} within {PATIENCE_S:.0f} s")
+
     with ExitStack() as running:
         folder = Path(options.out or running.enter_context(tempfile.TemporaryDirectory())).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)  # nginx's workers are another user
-        at = {name: f"http://127.0.0.1:{port}" for name, port in zip(PORTS, _free_ports(), strict=True)}
+        at = {
+            name: f"http://127.0.0.1:{port}" for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)
+        }
 
         def start(name: str, command: Sequence[str], ready: str) -> int:
             log = folder / f"{name.replace(' ', '-')}.log"
@@ -76,7 +91,7 @@ def stack(options: argparse.Namespace) -> None:
                     raise UserError(f"{name} ended: {log.read_text()[-300:].strip()}")
                 return _answers(ready)
 
-            _until(is_ready, f"{name} at {ready}")
+            until(is_ready, f"{name} at {ready}")
             print(f"{name}: {ready}", flush=True)
             return process.pid
 
@@ -96,9 +111,10 @@ def stack(options: argparse.Namespace) -> None:
             _provision(folder / "grafana", at["prometheus"])
             start("grafana", _grafana(folder / "grafana", at["grafana"]), f"{at['grafana']}/api/health")
             database = f"{at['grafana']}/api/datasources/proxy/uid/prometheus"
-        _until(lambda: len(_values(database, "up == 1")) == 3, "a scrape of both arms and the router")
+        until(lambda: len(_values(database, "up == 1")) == 3, "a scrape of both arms and the router")
 
         for _ in range(ROUNDS):  # the load, while the dashboard is read
+            go_on()
             arms = _arms_of_users(at["nginx"])
             if _arms_of_users(at["router"]) != arms:
                 raise UserError("nginx and the router give a user different arms: expected the same")
@@ -115,17 +131,13 @@ def stack(options: argparse.Namespace) -> None:
         _ask(f"{at['admin']}/rollout/rollback", b"", Authorization=f"Bearer {token}")
         in_force = _ask(f"{at['admin']}/policy", Authorization=f"Bearer {token}")
         _compile(in_force, at["nginx"], folder)
-        os.kill(nginx, signal.SIGHUP)
-        _until(
+        os.kill(nginx, SIGHUP)
+        until(
             lambda: set(_arms_of_users(at["nginx"]).values()) == {options.baseline.name},
             "answers of the baseline alone",
         )
         print(f"rollback: compiled anew, nginx reloaded: {_told(_arms_of_users(at['nginx']))}")
     print("all ended")
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise UserError("stopped before it was through")
 
 
 def expressions() -> list[str]:
@@ -184,21 +196,6 @@ def _answers(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _until(true: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not true():
-        if time.monotonic() > until:
-            raise UserError(f"no {what} within {PATIENCE_S:.0f} s")
-        time.sleep(0.1)
-
-
-def _free_ports() -> list[int]:
-    """As many as there are PORTS; nobody has them now."""
-    with ExitStack() as open_:
-        sockets = [open_.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
-        return [int(found.getsockname()[1]) for found in sockets]
 
 
 # What each program is told.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -28,7 +29,7 @@ def up(options: argparse.Namespace) -> None:
     policy = read_policy(options.policy)
     commands = arm_commands(policy)
     stopping = threading.Event()
-    _stop_on_signals(stopping)
+    stop_on_signals(stopping)
     with arms(commands, stopping), started(router_command(options), options.drain + 5) as router:
         while not stopping.wait(0.2):
             if router.poll() is not None:
@@ -147,7 +148,14 @@ def started(
             process.stderr.close()
 
 
-def _stop_on_signals(stopping: threading.Event) -> None:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody has now."""
+    with ExitStack() as open_:
+        sockets = [open_.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(found.getsockname()[1]) for found in sockets]
+
+
+def stop_on_signals(stopping: threading.Event) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()
 

@@ -11,6 +11,43 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+# The other sizes of the family in small, each with what it has otherwise than the 2B. 8B and 32B share a
+# vision tower of 27 layers, of heads of 72 channels and an inner width that few powers of two divide.
+LARGE_VISION: dict[str, Any] = {"depth": 27, "deepstack": (8, 16, 24), "position_embeddings": 49}
+FAMILY: dict[str, dict[str, Any]] = {
+    "4B": {  # heads wider than the hidden size, four to a key; a tied head
+        "hidden_size": 160,
+        "intermediate_size": 608,
+        "heads": 8,
+        "kv_heads": 2,
+        "depth": 24,
+        "deepstack": (5, 11, 17),
+        "vision_intermediate_size": 256,
+    },
+    "8B": {  # an untied head
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "kv_heads": 1,
+        "vision_hidden_size": 144,
+        "vision_heads": 2,
+        "vision_intermediate_size": 538,
+        "tied": False,
+        **LARGE_VISION,
+    },
+    "32B": {  # eight heads to a key
+        "hidden_size": 160,
+        "intermediate_size": 800,
+        "heads": 16,
+        "head_dim": 16,
+        "vision_hidden_size": 72,
+        "vision_heads": 1,
+        "vision_intermediate_size": 269,
+        "patch_size": 14,
+        "tied": False,
+        **LARGE_VISION,
+    },
+}
+
 
 def write_checkpoint(
     directory: Path,

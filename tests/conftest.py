@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def micro_checkpoint() -> Path:
     """The embedded, trained checkpoint."""
     return ROOT / "bench" / "micro" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread: small tensors only wait for each other on more."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -24,13 +24,19 @@ def round_to_nearest(weight: NDArray[Any], group_size: int) -> Int4:
     return Int4(codes.reshape(rows, columns).astype(np.uint8), scales, group_size)
 
 
-def write_int4_pair(source: Path, directory: Path, group_size: int = 32) -> tuple[Path, Path]:
-    """`source`'s decoder linears in 4 bits, as a compressed-tensors checkpoint and as a dense fp32 one."""
+def write_int4_pair(
+    source: Path, directory: Path, group_size: int = 32, *, head: bool = False
+) -> tuple[Path, Path]:
+    """`source`'s decoder linears in 4 bits, as a compressed-tensors checkpoint and as a dense fp32 one.
+
+    head: whether an untied head is in 4 bits too, as some tools leave it.
+    """
     packed, dense = directory / "packed", directory / "dense"
     tensors = load_file(source / "model.safetensors")
     linears = {
         name for name in tensors if ".language_model.layers." in name and name.endswith("_proj.weight")
     }
+    linears |= {"lm_head.weight"} if head else set()
     int4 = {name: round_to_nearest(tensors[name], group_size) for name in linears}
     rest = {name: tensors[name] for name in tensors if name not in linears}
     packings = {
@@ -51,7 +57,7 @@ def write_int4_pair(source: Path, directory: Path, group_size: int = 32) -> tupl
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
-        "ignore": ["lm_head", "re:.*visual.*"],
+        "ignore": ["re:.*visual.*"] if head else ["lm_head", "re:.*visual.*"],
     }
     _write(source, packed, rest | packings, quantization_config=quantization)
     dequantized = {name: weight.dequantize() for name, weight in int4.items()}

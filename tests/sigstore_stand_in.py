@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from tests.http_server import answering
 
 ISSUER = ObjectIdentifier("1.3.6.1.4.1.57264.1.1")  # Fulcio's: whose token it was
 SCT_LIST = ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")  # RFC 6962
@@ -197,11 +198,5 @@ def sigstore() -> Iterator[Json]:
     """The trust config of a stand-in that runs meanwhile."""
     keys = Keys()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(keys))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with answering(server):
         yield keys.trust_config(f"http://127.0.0.1:{server.server_port}")
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

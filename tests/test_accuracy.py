@@ -43,6 +43,20 @@ def test_prompts_of_like_length_share_a_batch() -> None:
     assert session.batches == [[1, 2], [5, 8], [9]]
 
 
+def test_an_item_of_several_rotations_is_one_and_right_only_if_all_are() -> None:
+    """Right in all, wrong in the second, wrong in the first."""
+    turned = [
+        Item.make("t", [{"role": "user", "content": first}], '["3", "2 3"]', 0.0, "exact", (second,))
+        for first, second in (("2", "1"), ("2", "3"), ("4", "1"))
+    ]
+    found, session = answer([item("3", ""), *turned], batch_size=1)
+    assert [row.id for row in found[1:]] == [one.id for one in turned]
+    assert [row.correct for row in found[1:]] == [True, False, False]
+    assert [row.text for row in found] == ["", '["3", "2 3"]', '["3", ""]', '["4 4 4", "2 3"]']
+    assert len(session.batches) == 7
+    assert found[1].token_ids == (3, 0)  # of the first, which distributions are compared along
+
+
 def test_progress_counts_items() -> None:
     seen: list[tuple[int, int]] = []
     answer([item("1 " * n, "2") for n in (1, 2, 3)], progress=lambda *at: seen.append(at))
@@ -74,6 +88,18 @@ def test_scores_by_hand() -> None:
     assert (b.accuracy, b.guess) == (0.5, 0.5)
     assert (everything.n, everything.accuracy) == (6, pytest.approx(4 / 6))
     assert everything.guess == pytest.approx((4 * 2 / 3 + 2 * 0.5) / 6)
+
+
+def test_parts_follow_their_task_and_count_once_in_all() -> None:
+    rows = [observation(task, str(i), task != "a/2") for i, task in enumerate(("b", "a/2", "a/1", "a/2"))]
+    told = [(score.task, score.n, score.accuracy) for score in summarize(rows)]
+    assert told == [
+        ("b", 1, 1),
+        ("a", 3, pytest.approx(1 / 3)),
+        ("a/1", 1, 1),
+        ("a/2", 2, 0),
+        ("all", 4, 0.5),
+    ]
 
 
 def test_a_single_or_ever_different_answer_is_no_guess() -> None:

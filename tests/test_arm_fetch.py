@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,6 +15,7 @@ import pytest
 from serve.arm import fetch as module
 from serve.arm.errors import ApiError
 from serve.arm.fetch import fetch, public
+from tests.http_server import answering
 
 
 class Site(BaseHTTPRequestHandler):
@@ -52,14 +52,8 @@ def serving(tls: ssl.SSLContext | None = None, picture: bytes = b"x" * 100) -> I
     server.asked, server.hosts, server.picture = [], [], picture  # type: ignore[attr-defined]
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with answering(server):
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -126,16 +127,18 @@ def test_thoughts_come_apart_from_the_answer(
     """As of a Thinking checkpoint, whose template opens them."""
     out = tmp_path / "out"
     export(Checkpoint.open(micro_checkpoint), out)
-    template = out / "chat_template.jinja"
-    template.write_text(template.read_text().replace("assistant\\n' }}", "assistant\\n<think>\\n' }}"))
+    shutil.copyfile(ROOT / "tests" / "data" / "thinking_chat_template.jinja", out / "chat_template.jinja")
     content = [part(media[2]), {"type": "text", "text": "What is it?"}]
     with live_arm(out, "--context=512") as arm:
         message = ask(arm, content, ignore_eos=True)
         body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 24}
         body |= {"ignore_eos": True, "stream": True}
         lines = httpx2.post(f"{arm.url}/v1/chat/completions", json=body, timeout=60).text.splitlines()
+        said = [{"role": "user", "content": "What is it?"}, message, {"role": "user", "content": "Sure?"}]
+        assert ask(arm, content, messages=said)["reasoning"]  # sent back as it came
     assert message["content"] == ""
-    assert message["reasoning_content"]
+    assert message["reasoning"] == message["reasoning_content"] != ""
     deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
-    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+    for name in ("reasoning", "reasoning_content"):  # what vLLM calls it, and what it and others called it
+        assert "".join(delta.get(name, "") for delta in deltas) == message[name]
     assert not any(delta.get("content") for delta in deltas)

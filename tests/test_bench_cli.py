@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import commands, timing
+from bench import commands, comparison, timing
 from bench.__main__ import main
 from bench.accuracy import read_observations
 from bench.gate import Gate
 from bench.resources import Memory
+from bench.stored import digest
 from bench.tasks import Item, write_items
 from engines.errors import UserError
+from engines.processor import Processor
 from tests.fakes import END, NumberProcessor, TableSession, chain
 
 RIGHT = [END, 2, 3, END, 5, END]
@@ -48,11 +50,11 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
             raise UserError(f"{directory} is no model")
         return TableSession(chain(tables[directory.name]))
 
-    for module in (commands, timing):
+    for module in (commands, comparison, timing):
         monkeypatch.setattr(module, "open_session", open_fake)
-    monkeypatch.setattr(commands.Processor, "load", lambda directory: NumberProcessor())
+    monkeypatch.setattr(Processor, "load", lambda directory: NumberProcessor())
     monkeypatch.setattr(
-        commands,
+        comparison,
         "peak_memory",
         lambda directory, context, batch: Memory(
             context=context,
@@ -164,6 +166,55 @@ def test_compare_holds_every_slice_to_its_margin(
     assert found == {"all": "PASS", "ends in 1": "FAIL", "ends in 4": "PASS"}
 
 
+@pytest.fixture
+def run(models: dict[str, Path], suite: Path, tmp_path: Path) -> Path:
+    """The baseline's, of 100 questions; the baseline itself is gone."""
+    line = ["accuracy", str(models["base"]), "--suite", str(suite), "--items", "100", "--max-tokens", "3"]
+    assert main([*line, "--record", str(tmp_path / "run")]) == 0
+    shutil.rmtree(models["base"])
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("candidate", "code", "flipped"), [("same", 0, 0.0), ("worse", 3, 0.5)])
+def test_a_baseline_of_another_day_is_compared_by_what_was_kept(
+    models: dict[str, Path],
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    candidate: str,
+    code: int,
+    flipped: float,
+) -> None:
+    """What was asked then, whatever suite is named now; latency is not."""
+    monkeypatch.setattr("bench.noninferiority.guess_rate", lambda answers: 0.0)
+    capsys.readouterr()
+    line = ["compare", str(run), str(models[candidate]), "--suite", "ocr", "--accuracy-margin", "4", "--json"]
+    assert main(line) == code
+    document = last_line(capsys)
+    checks = {check["metric"]: check for check in document["checks"]}
+    assert list(checks) == ["accuracy", "bytes", "peak_memory_bytes", "memory_growth"]
+    assert checks["accuracy"]["n"] == 100
+    assert checks["accuracy"]["delta"] == -100 * flipped
+    fidelity = document["fidelity"]
+    assert (fidelity["items"], fidelity["answer_flip_rate"]) == (100, flipped)
+    assert (fidelity["kl_mean"] > 0, fidelity["top1_agreement"] < 1) == (flipped > 0, flipped > 0)
+
+
+def test_a_run_is_kept_once_and_whole(
+    models: dict[str, Path], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["accuracy", str(models["same"]), "--record", str(run)]) == 1
+    assert "already exists" in capsys.readouterr().err
+    answers = (run / "observations.jsonl").read_text().splitlines(keepends=True)
+    (run / "observations.jsonl").write_text("".join(answers[:-1]))
+    assert main(["compare", str(run), str(models["same"])]) == 1
+    assert "99 answers are not to its 100 items" in capsys.readouterr().err
+    (run / "run.json").write_text("{}")
+    assert main(["compare", str(run), str(models["same"])]) == 1
+    assert "keep it anew" in capsys.readouterr().err
+
+
 def test_plan_says_how_many_items(capsys: pytest.CaptureFixture[str]) -> None:
     """By hand, without a flip: z**2 * (1 - margin) / margin = 1.645**2 * 0.98 / 0.02 = 132.6."""
     assert main(["plan-n", "--flips", "0", "--json"]) == 0
@@ -174,8 +225,8 @@ def test_plan_says_how_many_items(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_folder_against_itself_has_one_digest(models: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(models["base"], tmp_path / "copy")
-    assert commands._digest(models["base"]) == commands._digest(tmp_path / "copy")
-    assert commands._digest(models["base"]) != commands._digest(models["worse"])
+    assert digest(models["base"]) == digest(tmp_path / "copy")
+    assert digest(models["base"]) != digest(models["worse"])
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from openai import OpenAI
 
+from bench.router.servers import free_port
+from build.cluster import Cluster, connected
+from build.store import Store
+from engines.errors import UserError
 from tests.checkpoints import write_checkpoint
+from tests.live_up import running_up, wait_for
+from tests.ray_cluster import raylet, two_nodes
 
 ROOT = Path(__file__).resolve().parent.parent
 # Small enough for a test; whether the verdict passes is not the point here, whether it is reached is.
@@ -29,6 +39,7 @@ LINE = [sys.executable, "-m", "build"]
 MEASURED = ["fp16", "onnx-fp16", "gptq-int4", "gptq-int4-onnx", "awq-int4", "awq-int4-onnx"]
 ELSEWHERE = ["trt-fp16-sm89", "trt-gptq-int4-sm89", "trt-awq-int4-sm89"]  # on a GPU, which tests do not have
 VARIANTS = MEASURED + ELSEWHERE
+OWN = ("ray::IDLE", "ray::RuntimeEnvAgent")
 
 
 def arguments(out: Path, *more: str) -> list[str]:
@@ -91,7 +102,7 @@ def test_an_engine_for_an_absent_gpu_is_built_and_neither_measured_nor_published
             assert verdicts.pop("bytes") == "PASS"
             assert set(verdicts.values()) == {"UNMEASURED"}
             accuracy = next(check for check in variant["checks"] if check["metric"] == "accuracy")
-            assert "no GPU of sm89 in this machine" in accuracy["reason"]
+            assert "no GPU of sm89 where this was built" in accuracy["reason"]
             assert f"python -m build all --recipe micro --only {variant['name']}" in accuracy["reason"]
             (folder,) = (out / ".store" / "tensorrt").glob(f"{variant['name']}-*")
             assert (folder / "decoder.engine").stat().st_size > 1e6
@@ -169,6 +180,57 @@ def test_two_runs_at_once_do_no_harm(built: dict[str, Any], out: Path, tmp_path:
     assert run(*LINE, "verify", "--out", str(tmp_path)).returncode == 0
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray itself warns of much
+def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_stage(
+    built: dict[str, Any], out: Path, tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    port = free_port()
+    address = f"ray://{ray.util.get_node_ip_address()}:{port}"
+    second = {"labels": {"gpu": "sm89"}, "num_gpus": 1}
+    works = ("export onnx-fp16", "quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx")
+    url = f"file://{tmp_path}/shared"
+    line = undone(out, tmp_path, *works)
+    with two_nodes({"ray_client_server_port": port}, second) as (nodes, node):
+        victim = raylet(node)
+        with connected(nodes.address, Store(tmp_path), memory=1_000_000) as cluster:
+            assert cluster.targets == {"sm89"}
+            assert cluster.call(os.getppid, target="sm89") == victim.pid, "what is for a GPU runs beside it"
+            with pytest.raises(UserError, match="getppid may take 100 GB of memory, found at most 2 GB on 2"):
+                Cluster(ray, Store(tmp_path), memory=10**11).call(os.getppid)
+        build = subprocess.Popen(
+            [*line, "onnx-fp16", "--on", address, "--store", url],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while build.poll() is None and not running(victim):
+            time.sleep(0.2)
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / ".store").glob("*/*/manifest.json")}
+        assert build.poll() is None, "no stage came to the second node"
+        victim.kill()
+        stdout, stderr = build.communicate(timeout=500)
+    assert build.returncode in (0, 3, 4), stderr
+    after = digests(json.loads(stdout.splitlines()[-1]))
+    assert after == {name: digest for name, digest in digests(built).items() if name in after}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    elsewhere = Store(tmp_path / "elsewhere", url=url)
+    for work in works:
+        (folder,) = (tmp_path / ".store").glob(f"{work.replace(' ', '/')}-{16 * '?'}")
+        assert elsewhere.bring(elsewhere.root / folder.relative_to(tmp_path / ".store"))
+    assert run(*LINE, "verify", "--out", str(tmp_path)).returncode == 0
+
+
+def running(node: psutil.Process) -> bool:
+    """Whether a node has a stage in work: Ray names a process by its task."""
+    names = []
+    for worker in node.children():
+        with suppress(psutil.Error):  # one that has just ended
+            names.append(" ".join(worker.cmdline()))
+    return any(name.startswith("ray::") and not name.startswith(OWN) for name in names)
+
+
 def test_verify_names_the_file_with_a_flipped_byte(built: dict[str, Any], out: Path, tmp_path: Path) -> None:
     copy = tmp_path / "fp16"
     shutil.copytree(out / "qwen3-vl-micro" / "fp16", copy)
@@ -193,7 +255,9 @@ def test_list_and_inspect_tell_what_is_published(built: dict[str, Any], out: Pat
     assert inspected["gate"]["verdict"] == "PASS"
 
 
-def test_a_waived_variant_is_published_and_says_so(built: dict[str, Any], out: Path, tmp_path: Path) -> None:
+def test_a_waived_variant_is_published_says_so_and_is_served(
+    built: dict[str, Any], out: Path, tmp_path: Path
+) -> None:
     (tmp_path / ".store").symlink_to(out / ".store")
     checks = {c["metric"] for v in built["variants"] if v["name"] == "awq-int4-onnx" for c in v["checks"]}
     waivers = [
@@ -215,6 +279,20 @@ def test_a_waived_variant_is_published_and_says_so(built: dict[str, Any], out: P
     assert "waiver in force: bytes" in (tmp_path / "qwen3-vl-micro" / "summary.md").read_text()
     selected = run(*LINE, "select", "--catalogue", str(tmp_path), "--device", "cpu", "--json")
     assert json.loads(selected.stdout)["choice"] == "awq-int4-onnx"
+    port = free_port()
+    choose = ["--select", "--catalogue", str(tmp_path)]
+    with (
+        running_up(tmp_path, port, *choose) as (process, said),
+        OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        assert wait_for(said, "selected ").startswith("selected awq-int4-onnx for ")
+        wait_for(said, "ready: router")
+        answer = client.chat.completions.with_raw_response.create(
+            model="micro", messages=[{"role": "user", "content": "Code of Zafolo?"}], max_tokens=8
+        )
+    assert answer.headers["x-ab-arm"] == "awq-int4-onnx"
+    assert answer.headers["x-artifact-digest"] == found["awq-int4-onnx"]["digest"]
+    assert process.returncode == 0
 
 
 def test_another_architecture_of_the_family_runs_through(micro_checkpoint: Path, tmp_path: Path) -> None:

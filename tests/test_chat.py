@@ -14,7 +14,8 @@ from engines.chat import ChatTemplate, MediaPart, split_media
 from engines.errors import UserError
 from tests.references import reference_processor
 
-PUBLISHED = Path(__file__).parent / "data" / "qwen3_vl_chat_template.jinja"
+DATA = Path(__file__).parent / "data"
+TEMPLATES = {"published": "qwen3_vl_chat_template.jinja", "thinking": "thinking_chat_template.jinja"}
 PICTURE = Image.new("RGB", (32, 32))
 TOOLS = [
     {
@@ -70,6 +71,13 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
         {"role": "tool", "content": "sunny"},
         {"role": "tool", "content": [{"type": "text", "text": "rain "}, {"type": "image", "image": PICTURE}]},
     ],
+    "thoughts": [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4", "reasoning_content": "two pairs"},
+        {"role": "user", "content": "Minus 3?"},
+        {"role": "assistant", "content": "<think>\none is left\n</think>\n\n1"},
+        {"role": "tool", "content": "right"},
+    ],
 }
 
 
@@ -82,11 +90,11 @@ def folder_with(tmp_path: Path, micro_checkpoint: Path, template: str) -> Path:
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("source", ["published", "micro"])
+@pytest.mark.parametrize("source", [*TEMPLATES, "micro"])
 def test_prompt_equals_apply_chat_template(
     tmp_path: Path, micro_checkpoint: Path, source: str, conversation: str, add_generation_prompt: bool
 ) -> None:
-    template = PUBLISHED if source == "published" else micro_checkpoint / "chat_template.jinja"
+    template = micro_checkpoint / "chat_template.jinja" if source == "micro" else DATA / TEMPLATES[source]
     folder = folder_with(tmp_path, micro_checkpoint, template.read_text())
     messages = CONVERSATIONS[conversation]
     tools = TOOLS if conversation == "tools" else None
@@ -97,6 +105,15 @@ def test_prompt_equals_apply_chat_template(
     found = ChatTemplate.load(folder).render(plain, tools=tools, add_generation_prompt=add_generation_prompt)
     assert found == expected
     assert "<|im_start|>user\n" in found
+
+
+def test_thoughts_of_finished_turns_are_left_out(tmp_path: Path, micro_checkpoint: Path) -> None:
+    """As published Thinking templates have it; those of the turn that goes on stay."""
+    folder = folder_with(tmp_path, micro_checkpoint, (DATA / TEMPLATES["thinking"]).read_text())
+    found = ChatTemplate.load(folder).render(CONVERSATIONS["thoughts"])
+    assert "two pairs" not in found
+    assert "<think>\none is left\n</think>\n\n1<|im_end|>" in found
+    assert found.endswith("<|im_start|>assistant\n<think>\n")
 
 
 SNIPPETS = {

@@ -114,6 +114,14 @@ def test_generation_config_decides_the_stop_tokens(published: Path) -> None:
             {"architectures": ["LlamaForCausalLM"]},
             r"LlamaForCausalLM: expected Qwen3VLForConditionalGeneration",
         ),
+        (
+            {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"},
+            r"describes Qwen3VLMoeForCond.*: expected Qwen3VLForCond.*, a dense Qwen3-VL such as 2B",
+        ),
+        (
+            {"architectures": None, "model_type": "qwen3_vl_moe"},
+            r"describes qwen3_vl_moe: expected Qwen3VLFor",
+        ),
         ({"architectures": None, "model_type": "llama"}, r"describes llama: expected Qwen3VLFor"),
         ({"text_config": None}, r"text: .*"),
         ({"text_config__hidden_size": None}, r"text.hidden_size: Field required"),

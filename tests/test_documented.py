@@ -46,6 +46,22 @@ def test_commands_are_documented(command: str, arguments: list[str]) -> None:
     assert not missing, f"docs/commands.md does not tell what {missing} of {command} mean"
 
 
+def silent(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """What --help lists and says nothing of."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from ([] if command.description else [command.prog])
+                yield from silent(command)
+        elif not action.help:
+            yield f"{parser.prog} {action.dest}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_help_says_something_of_everything(package: str) -> None:
+    assert list(silent(importlib.import_module(f"{package}.__main__").parser())) == []
+
+
 def test_documented_commands_exist() -> None:
     headings = [
         line for line in (ROOT / "docs" / "commands.md").read_text().splitlines() if line.startswith("### `")

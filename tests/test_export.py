@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from safetensors.numpy import load_file
 
 from engines.checkpoint import SIDE_FILES, Checkpoint
 from engines.errors import UserError
-from engines.export import export
+from engines.export import export, export_standard
 from engines.graphs.fused import Fused
 from engines.graphs.vision import vision
 from engines.onnx_session import OnnxSession
@@ -72,9 +74,34 @@ def test_weights_are_stored_once_in_16_bits(micro_checkpoint: Path, artifact: Pa
     np.testing.assert_array_equal(table, weights["model.language_model.embed_tokens.weight"].ravel())
 
 
+EXPORTS: dict[str, Callable[[Checkpoint, Checkpoint, Path], None]] = {
+    "fp16": lambda dense, int4, out: export(dense, out),
+    "int4": lambda dense, int4, out: export(int4, out),
+    "int4 exact": lambda dense, int4, out: export(int4, out, accuracy_level=0),
+    "int8 cache": lambda dense, int4, out: export(int4, out, cache_prompts=[inputs([5, 9, 77])]),
+    "standard fp16": lambda dense, int4, out: export_standard(dense, out),
+    "standard int4": lambda dense, int4, out: export_standard(int4, out),
+    "standard fp8": lambda dense, int4, out: export_standard(dense, out, weights="fp8"),
+    "standard nvfp4": lambda dense, int4, out: export_standard(dense, out, weights="nvfp4"),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_every_graph_passes_onnx_s_checker(
+    micro_checkpoint: Path, int4_pair: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    """Every node against its operator's definition, and the shapes that follow against those declared."""
+    EXPORTS[name](Checkpoint.open(micro_checkpoint), Checkpoint.open(int4_pair[0]), tmp_path)
+    for path in (tmp_path / "vision.onnx", tmp_path / "decoder.onnx"):
+        onnx.checker.check_model(path, full_check=True)
+        model = onnx.load(path, load_external_data=False)
+        domains = {entry.domain for entry in model.opset_import}
+        assert domains == {node.domain for node in model.graph.node}
+        assert domains == ({""} if name.startswith("standard") else {"", "com.microsoft"})
+
+
 @pytest.mark.parametrize("name", ["vision.onnx", "decoder.onnx"])
-def test_graphs_are_valid_and_use_every_input(artifact: Path, name: str) -> None:
-    onnx.checker.check_model(artifact / name)
+def test_graphs_use_every_input(artifact: Path, name: str) -> None:
     graph = onnx.load(artifact / name, load_external_data=False).graph
     used = {value for node in graph.node for value in node.input}
     assert {value.name for value in graph.input} <= used
@@ -121,6 +148,21 @@ def test_int4_graph_computes_what_its_codes_say(int4_pair: tuple[Path, Path], tm
     # The tail comes from a head in 4 bits: close, and never ahead of the best.
     assert 1e-3 < np.linalg.norm(exact - expected) / np.linalg.norm(expected) < 0.15
     assert (exact.argmax(-1) == expected.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("write", [partial(export, accuracy_level=0), export_standard])
+def test_a_head_that_came_in_4_bits_is_computed_from_them(
+    micro_checkpoint: Path, tmp_path: Path, write: Callable[[Checkpoint, Path], None]
+) -> None:
+    untied = write_checkpoint(tmp_path / "checkpoint", micro_checkpoint, tied=False)
+    packed, dense = write_int4_pair(untied, tmp_path, head=True)
+    for source in (packed, dense):
+        write(Checkpoint.open(source), tmp_path / f"{source.name} graphs")
+    found, expected = (
+        OnnxSession(tmp_path / f"{name} graphs", threads=1).prefill([inputs([3, 14, 15])], capacity=4)[0]
+        for name in ("packed", "dense")
+    )
+    assert np.linalg.norm(found - expected) <= 2e-3 * np.linalg.norm(expected)
 
 
 def test_int4_weights_stay_4_bits(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:

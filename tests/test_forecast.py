@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.resources import DECODED, REQUESTS, WARMUP
 from bench.shape import SHAPES
 from build import forecast
 from build.__main__ import main
@@ -29,8 +30,17 @@ GROUP = 32
 MACHINE = Machine(flops=1e11, read=2e10, hashed=1e9)
 
 
-def full_size() -> ModelConfig:
-    shape = SHAPES["qwen3-vl-2b"]
+# Of the published safetensors; the 32B's is counted here.
+PARAMETERS = {
+    "qwen3-vl-2b": 2_127_532_032,
+    "qwen3-vl-4b": 4_437_815_808,
+    "qwen3-vl-8b": 8_767_123_696,
+    "qwen3-vl-32b": 33_357_390_064,
+}
+
+
+def full_size(name: str = "qwen3-vl-2b", *, tied: bool | None = None) -> ModelConfig:
+    shape = SHAPES[name]
     ids = dict.fromkeys(("image_token_id", "video_token_id"), 0)
     ids |= dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), 0)
     return ModelConfig.model_validate(
@@ -38,7 +48,7 @@ def full_size() -> ModelConfig:
             "text": shape["text_config"],
             "vision": shape["vision_config"],
             "eos_token_ids": (),
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": shape["tie_word_embeddings"] if tied is None else tied,
             **ids,
         }
     )
@@ -48,25 +58,43 @@ def prompt(length: int) -> Inputs:
     return Inputs(np.full(length, 5), np.tile(np.arange(length), (3, 1)), (), length)
 
 
-def test_parameters_are_those_of_the_tensors() -> None:
-    counted = sum(int(np.prod(shape)) for _, shape in expected_tensors(full_size()))
-    assert forecast.Size.of(full_size()).total == pytest.approx(counted, rel=1e-3)
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_those_of_the_tensors(name: str) -> None:
+    config = full_size(name)
+    assert sum(int(np.prod(shape)) for _, shape in expected_tensors(config)) == PARAMETERS[name]
+    assert forecast.Size.of(config).total == pytest.approx(PARAMETERS[name], rel=1e-3)
 
 
-@pytest.fixture(scope="module")
-def folders(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.mark.parametrize("variant", list(KINDS))
+def test_an_untied_head_is_stored_and_no_more_memory(variant: str) -> None:
+    """Of the table of embeddings few rows are read, as of the 16-bit rows of a head in 4 bits: of which a
+    tied one takes the same."""
+    tied, untied = (full_size("qwen3-vl-8b", tied=tied) for tied in (True, False))
+    head = 2 * 151936 * 4096
+    twice = KINDS[variant].target and KINDS[variant].method  # the engine for steps is one of its own
+    more = disk_bytes(untied, variant, 128) - disk_bytes(tied, variant, 128)
+    assert more == pytest.approx(2 * head if twice else head, abs=1)
+    held, wanted = (memory_bytes(config, variant, 128, 4096, 1) for config in (untied, tied))
+    assert held - wanted == pytest.approx(more - head, abs=1)
+
+
+WIDE = {"layers": 6, "depth": 4, "vision_hidden_size": 256, "vision_intermediate_size": 512}
+HEADED = {"layers": 1, "depth": 1, "tied": False}  # an eighth of it is the head
+
+
+@pytest.fixture(scope="module", params=[WIDE, HEADED], ids=["wide", "untied"])
+def folders(
+    request: pytest.FixtureRequest, micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """A model wide enough that its weights outweigh the graphs, in every kind of folder."""
     work = tmp_path_factory.mktemp("folders")
     dense = write_checkpoint(
         work / "fp16",
         micro_checkpoint,
-        layers=6,
         hidden_size=256,
         intermediate_size=512,
-        depth=4,
-        vision_hidden_size=256,
-        vision_intermediate_size=512,
         dtype=torch.float16,
+        **request.param,
     )
     packed, _ = write_int4_pair(dense, work, GROUP)
     made = {"fp16": dense, "gptq-int4": packed}
@@ -150,6 +178,26 @@ def test_more_work_takes_longer() -> None:
     assert 1.9 * time(recipe) < time(double) < 4 * time(recipe)
     short = forecast.seconds("evaluate", config, "fp16", recipe, MACHINE, Load(100, 100, steps=9), Load(0, 0))
     assert short < time(recipe) / 2
+
+
+def test_every_batch_of_every_arm_is_counted_in_the_latency() -> None:
+    config, load = full_size(), Load(200, 256)
+
+    def time(arms: list[str], *settings: str) -> float:
+        recipe = load_recipe("qwen3-vl-2b", overrides=["latency.warmup=1", *settings])
+        return forecast.latency_seconds(config, recipe, MACHINE, load, arms)
+
+    alone = time(["fp16"], "latency.batches=[1]")
+    assert time(["fp16", "fp16"], "latency.batches=[1]") == pytest.approx(2 * alone)
+    assert 1.2 * alone < time(["fp16"], "latency.batches=[1, 4]") < 2 * alone
+
+
+def test_the_requests_that_show_a_leak_are_counted() -> None:
+    """In bytes read alone: a step of 16 bits reads all weights once, and there are steps of many requests."""
+    config, recipe = full_size(), load_recipe("qwen3-vl-2b")
+    seconds = forecast.seconds("memory", config, "fp16", recipe, MACHINE, Load(1, 0), Load(0, 0))
+    steps = (WARMUP + REQUESTS) * DECODED
+    assert seconds > steps * 2 * 1.7e9 / MACHINE.read
 
 
 @pytest.mark.parametrize("command", ["all", "plan"])

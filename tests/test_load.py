@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,10 +17,12 @@ from PIL import Image
 from bench.__main__ import main
 from bench.client import PICTURES, Load
 from bench.load import Tally, _body, run
+from tests.http_server import answering
 
 CHUNKS: list[dict[str, Any]] = [
     {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
-    *({"choices": [{"delta": {"content": word}}]} for word in ("a", "b", "c")),
+    {"choices": [{"delta": {"reasoning": "a", "reasoning_content": "a"}}]},
+    *({"choices": [{"delta": {"content": word}}]} for word in ("b", "c")),
     {"choices": [], "usage": {"completion_tokens": 3}},
 ]
 ERROR = {"error": {"message": "the model failed"}}
@@ -63,14 +64,8 @@ class Server(BaseHTTPRequestHandler):
 def serving(*script: str) -> Iterator[str]:
     Server.script, Server.seen = list(script), []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with answering(server):
         yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_what_was_seen_is_counted() -> None:

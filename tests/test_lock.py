@@ -37,5 +37,18 @@ def test_tests_run_on_the_locked_versions() -> None:
     assert installed == locked("dev")
 
 
+def test_what_a_gpu_needs_is_what_the_lock_and_pyproject_say() -> None:
+    """gpu.txt is constrained by dev.txt, but for what only a GPU has."""
+    lines = [line for line in (REQUIREMENTS / "gpu.txt").read_text().splitlines() if not line.startswith("#")]
+    pyproject = (REQUIREMENTS.parent / "pyproject.toml").read_text()
+    pinned = [line for line in lines if "==" in line]
+    assert set(lines) - set(pinned) <= locked("dev").keys()
+    assert {line.partition("==")[0] for line in pinned} == {
+        "onnxruntime-gpu",
+        "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    }
+    assert f'"{pinned[1]}"' in pyproject
+
+
 def test_serving_needs_neither_torch_nor_transformers() -> None:
     assert not {"torch", "transformers", "onnx", "scipy", "matplotlib"} & set(locked("serve"))

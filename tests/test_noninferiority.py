@@ -70,6 +70,28 @@ def test_a_slice_may_have_a_margin_of_its_own() -> None:
     assert [(check.slice, check.verdict) for check in alone.checks] == [("task0", Verdict.PASS)]
 
 
+def test_a_part_of_a_task_is_a_slice_with_a_limit_only_of_its_own() -> None:
+    """A third of `ocr` is of each level; the third level loses half of its answers, a sixth of the task's."""
+    before, after = np.ones(360), np.ones(360)
+    after[2::6] = 0  # every other item of level 3
+    sides = [answers(scores, lambda i: f"ocr/{i % 3 + 1}") for scores in (before, after)]
+    pair = Measurements("a", "b", baseline_answers=sides[0], candidate_answers=sides[1])
+    told = gate(pair, limits(slice_margin=25.0))
+    assert [(row.slice, row.n, round(row.delta or 0)) for row in told.slices] == [
+        ("ocr", 360, -17),
+        ("ocr/1", 120, 0),
+        ("ocr/2", 120, 0),
+        ("ocr/3", 120, -50),
+    ]
+    assert [(check.slice, check.verdict) for check in told.checks] == [("ocr", Verdict.PASS)]
+    held = gate(pair, limits(slice_margin=25.0, slice_margins={"ocr/1": 10.0, "ocr/3": 40.0}))
+    assert {check.slice: str(check.verdict) for check in held.checks} == {
+        "ocr": "PASS",
+        "ocr/1": "PASS",
+        "ocr/3": "FAIL",
+    }
+
+
 def test_a_slice_without_items_is_missing_evidence() -> None:
     judged = gate(
         measured(np.ones(200), np.ones(200), 2), limits(slice_margin=10.0, slice_margins={"ocr": 5.0})

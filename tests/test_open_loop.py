@@ -6,8 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from bench.__main__ import main
 from bench.client import Load
 from bench.latency import AGAIN
 from bench.open_loop import Asked, Plan, arrivals, compare, drive, figures, ratio
+from tests.http_server import answering
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,18 +63,6 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def serving(server: Server) -> Iterator[Server]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_the_schedule_is_the_same_bits_in_every_process() -> None:
     code = "from bench.open_loop import arrivals; print(arrivals(3.0, 50, 7).tobytes().hex())"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -93,14 +80,14 @@ def test_arrivals_are_a_poisson_process() -> None:
 
 def test_nobody_waits_for_an_answer_before_asking() -> None:
     """A server that answers nobody before all five have asked: clients in a loop would wait for ever."""
-    with serving(Server(together=5)) as server:
+    with answering(Server(together=5)) as server:
         answers = drive(Load(server.url), [b"{}"] * 5, np.zeros(5))
     assert [answer.problem for answer in answers] == [""] * 5
 
 
 def test_an_answer_of_invisible_tokens_is_one() -> None:
     """A model that ends its answer and is not let: three tokens, and no word."""
-    with serving(Server(silent=True)) as server:
+    with answering(Server(silent=True)) as server:
         (answer,) = drive(Load(server.url), [b"{}"], np.zeros(1))
     assert (answer.problem, answer.tokens) == ("", 3)
     assert answer.due <= answer.sent < answer.first == answer.last
@@ -135,7 +122,7 @@ def test_ratios_are_request_by_request() -> None:
 
 def test_all_servers_are_asked_the_same_and_nothing_twice() -> None:
     plan = Plan(rates=(50.0, 100.0), requests=4, rounds=2, seed=3)
-    with serving(Server()) as one, serving(Server()) as two:
+    with answering(Server()) as one, answering(Server()) as two:
         outcome = compare([one.url, two.url], Load(one.url, images=0.5, image_size=32), plan)
     assert set(outcome.asked) == {
         (rate, name) for rate in (0.0, 50.0, 100.0) for name in (one.url, one.url + AGAIN, two.url)
@@ -161,7 +148,7 @@ def test_all_servers_are_asked_the_same_and_nothing_twice() -> None:
 
 
 def test_the_command_tells_what_was_turned_away(capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(Server(full=24)) as server:  # 8 one by one, twice; then 8 of which the last is refused
+    with answering(Server(full=24)) as server:  # 8 one by one, twice; then 8 of which the last is refused
         line = ["open-loop", server.url, "--requests", "8", "--rounds", "1", "--images", "0"]
         assert main([*line, "--rates", "50", "--json"]) == 0
         alone, loaded = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
@@ -176,7 +163,7 @@ def test_the_command_tells_what_was_turned_away(capsys: pytest.CaptureFixture[st
 
 
 def test_a_server_that_fails_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(Server()) as server:
+    with answering(Server()) as server:
         server.RequestHandlerClass = type(
             "Broken", (Handler,), {"do_POST": lambda self: self._send(500, b"oh")}
         )

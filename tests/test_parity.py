@@ -24,7 +24,7 @@ from engines.onnx_session import OnnxSession
 from engines.processor import Inputs, Processor
 from engines.reference import ReferenceSession
 from engines.session import Session
-from tests.checkpoints import edit_json, write_checkpoint
+from tests.checkpoints import FAMILY, edit_json, write_checkpoint
 
 TOLERANCE = {np.float32: 1e-5, np.float16: 2e-3}  # relative L2 error of logits, by what a graph computes in
 STEPS = 5  # greedy tokens after the prompt
@@ -150,7 +150,7 @@ def build(checkpoint: Path, out: Path) -> Model:
     return Model({dialect: out / dialect for dialect in ("fused", "standard")}, processor, expected)
 
 
-@pytest.fixture(scope="module", params=["micro", "true widths", "other shape fp32", "other shape bf16"])
+@pytest.fixture(scope="module", params=["micro", "true widths", "other shape fp32", "8B bf16"])
 def model(
     request: pytest.FixtureRequest, micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
@@ -158,13 +158,13 @@ def model(
     shapes: dict[str, dict[str, Any]] = {
         "true widths": TRUE_WIDTHS,
         "other shape fp32": OTHER_SHAPE,
-        "other shape bf16": OTHER_SHAPE | {"dtype": torch.bfloat16, "deepstack": (2,)},
+        "8B bf16": FAMILY["8B"] | {"layers": 3, "dtype": torch.bfloat16},
     }
     if request.param == "micro":
         checkpoint = micro_checkpoint
     else:
         checkpoint = write_checkpoint(directory / "checkpoint", micro_checkpoint, **shapes[request.param])
-    if request.param == "other shape bf16":
+    if request.param == "8B bf16":
         edit_json(checkpoint / "config.json", vision_config__rope_parameters__rope_theta=700.0)
     yield build(checkpoint, directory / "onnx")
     shutil.rmtree(directory)

@@ -121,12 +121,13 @@ def mmbench(folder: Path) -> None:
             "Look closely.",
             "cat",
             "dog",
-            "C3",
+            "",
             "B",
             "attribute_comparison",
             encoded(30),
         ],
-        ["1000001", "Which is larger?", "", "dog", "cat", "C3", "A", "attribute_comparison", "1"],
+        ["1000001", "Which is larger?", "Look closely.", "dog", "cat", "", "A", "attribute_comparison", "1"],
+        ["2", "What is it?", "", "a", "b", "c", "C", "object", "1"],
     ]
     table = [["index", "question", "hint", "A", "B", "C", "answer", "category", "image"], *rows]
     write(folder / "MMBench_DEV_EN.tsv", "\n".join("\t".join(row) for row in table) + "\n")
@@ -157,7 +158,7 @@ def load(name: str, folder: Path, n: int = 99) -> list[Item]:
         ("textvqa", [""], {"Nokia": 1}),
         ("ai2d", ["", ""], {"A": 1, "C. leaf": 1}),
         ("mmmu", ["", ""], {"B": 1, "Harp.": 1}),
-        ("mmbench", ["attribute-comparison"] * 2, {"(B)": 1, "A": 1}),
+        ("mmbench", ["attribute-comparison", "object"], {'["(B)", "A"]': 1, '["C", "B", "A"]': 1}),
     ],
 )
 def test_a_benchmark_is_read_and_scored(
@@ -183,6 +184,22 @@ def test_mmbench_rows_may_share_a_picture(tmp_path: Path) -> None:
     first, second = (item.messages[0]["content"][0] for item in load("mmbench", tmp_path))
     assert first == second
     assert first["type"] == "image"
+
+
+def test_mmbench_asks_with_its_choices_rotated_and_is_right_only_if_all_are(tmp_path: Path) -> None:
+    """The published file's own rotations (numbers from a million on) ask what is asked already."""
+    two, three = load("mmbench", tmp_path)
+    asked = [conversation[-1]["content"] for conversation in three.conversations]
+    assert [parts[-1]["text"].splitlines()[1:4] for parts in asked] == [
+        ["A. a", "B. b", "C. c"],
+        ["A. b", "B. c", "C. a"],
+        ["A. c", "B. a", "C. b"],
+    ]
+    assert all(parts[0] == asked[0][0] for parts in asked)  # the picture
+    assert "Look closely.\nWhich is larger?\nA. dog\nB. cat" in two.rotations[0]
+    assert score(three.metric, '["C", "B", "B"]', three.answer) == 0
+    assert score(three.metric, '["C", "C", "C"]', three.answer) == 0  # the same letter whatever is asked
+    assert (two.guess, three.guess) == (1 / 4, pytest.approx(1 / 27))
 
 
 def test_ai2d_letters_cover_the_labels(tmp_path: Path) -> None:

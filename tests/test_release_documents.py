@@ -18,6 +18,7 @@ from in_toto_attestation.v1.statement import Statement
 from build.release.card import model_card
 from build.release.stage import stage
 from build.release.verdict import refusal
+from build.stages import quantization_fields
 from engines.artifact import Manifest, hash_file
 from tests.published import INT4, publish_variant
 
@@ -64,6 +65,17 @@ def test_the_card_says_what_the_manifest_says(tmp_path: Path, facts: dict[str, A
     folder = publish_variant(tmp_path, "gptq-int4-onnx")
     manifest = Manifest.read(folder).model_copy(update=facts)
     assert told in model_card(folder, "qwen3-vl-micro", manifest)
+
+
+def test_layers_in_8_bits_are_told(tmp_path: Path) -> None:
+    receipt = {name: INT4[name] for name in ("method", "bits", "group_size", "symmetric")}
+    receipt |= {"calibration": {"sha256": "abc123"}}
+    assert quantization_fields(receipt) == INT4 | {"calibration": "abc123"}
+    mixed = quantization_fields(receipt | {"eight_bit": (0, 3)})
+    folder = publish_variant(tmp_path, "gptq-int4-onnx", quantization=mixed)
+    assert Manifest.read(folder).quantization == INT4 | {"calibration": "abc123", "eight_bit_layers": [0, 3]}
+    card = model_card(folder, "m", Manifest.read(folder))
+    assert "decoder linears. In 8 bits: decoder layers 0, 3, counted from 0. Calibration set" in card
 
 
 def test_the_calibration_receipt_is_told(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.scripted_arm import (
     LAST,
     STREAM,
     Asked,
+    ScriptedArm,
     answers,
     ask,
     event,
@@ -304,6 +305,67 @@ def test_a_fallback_is_counted_against_the_assigned_arm(tmp_path: Path) -> None:
     run(test())
     (line,) = log_lines(tmp_path)
     assert (line["feature_flag.result.variant"], line["ab.arm"], line["ab.fallback"]) == ("a", "b", "reset")
+
+
+def test_a_body_that_comes_late_reaches_the_fallback(tmp_path: Path) -> None:
+    """It waits while the assigned arm is not to be reached; the fallback has a connection ready."""
+    head, body = request(b"the body").split(b"the body")[0], b"the body"
+
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            closed = ScriptedArm(taken.getsockname()[1])
+        more = "fallback: [b]\nlimits: {stall_s: 1}\n"
+        async with (
+            scripted_arm(answers(b"b")) as b,
+            routing(tmp_path, policy_text(closed, b, more=more)) as router,
+        ):
+            await ask(router.port, head + body)
+            reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+            writer.write(head)
+            while not router.control.router.live.arms["b"].in_flight:
+                await asyncio.sleep(0.01)
+            writer.write(body)
+            assert (await read_answer(reader)).body == b"b"
+            assert (b.asked[1].body, b.connections) == (body, 1)
+            writer.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("length", [True, False], ids=["whole", "in pieces"])
+def test_an_arm_that_starts_or_stops_costs_no_request(tmp_path: Path, length: bool) -> None:
+    """It says 503 meanwhile; only where nobody else is left does the client hear it."""
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    full = whole(b"draining", 503) if length else STREAM.replace(b"200", b"503") + event("draining")
+
+    async def turn_away(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(full)
+        await reader.readexactly(1)  # until the router closes
+
+    async def test() -> None:
+        async with (
+            scripted_arm(turn_away) as a,
+            scripted_arm(answers(b"b")) as b,
+            scripted_arm(answers(b"not now", 503, b"retry-after: 7\r\n")) as c,
+        ):
+            async with routing(folders[0], policy_text(a, b, more="fallback: [b]\n")) as router:
+                answer = await ask(router.port, request(b"the body"))
+                assert (answer.status, answer.body, answer.header("x-ab-arm")) == (200, b"b", ["b"])
+                assert (a.asked[0].body, b.asked[0].body) == (b"the body", b"the body")
+                assert router.control.router.live.arms["a"].in_flight == 0
+                assert router.control.router.live.arms["a"].breaker.failures == 1
+            async with routing(folders[1], policy_text(c, b, more="fallback: [b]\n")) as router:
+                large = b"x" * 2_000_000  # not kept for another arm
+                answer = await ask(router.port, request(large))
+                assert (answer.status, answer.header("retry-after")) == (503, ["7"])
+            async with routing(folders[2], policy_text(c)) as router:
+                assert (await ask(router.port, request())).header("retry-after") == ["7"]
+
+    run(test())
+    (first,) = log_lines(folders[0])
+    assert (first["feature_flag.result.variant"], first["ab.arm"], first["ab.fallback"]) == ("a", "b", "503")
 
 
 def test_without_a_fallback_the_client_is_told(tmp_path: Path) -> None:
@@ -621,6 +683,36 @@ def test_the_log_has_the_public_names(tmp_path: Path) -> None:
         }
         == line
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "logged"), [("mine-1", ["mine-1"]), ("", None), ("a b", None), ("x" * 129, None)]
+)
+def test_a_request_is_found_in_the_log_by_the_id_its_client_gave(
+    tmp_path: Path, given: str, logged: list[str] | None
+) -> None:
+    """Answered or refused; its copy too."""
+
+    async def test() -> None:
+        async with (
+            scripted_arm(answers(b"ok")) as a,
+            scripted_arm(answers(b"ok")) as b,
+            routing(tmp_path, policy_text(a, b, more="mirror: {arm: b, percent: 100}\n")) as router,
+        ):
+            await ask(router.port, request(X_Request_Id=given))
+            await ask(router.port, request(X_Request_Id=given, Expect="nothing"))
+            assert a.asked[0].header("x-request-id") == [given]
+            while router.control.router.watched:  # the copy is answered when it may
+                await asyncio.sleep(0.01)
+
+    run(test())
+    lines = log_lines(tmp_path)
+    assert sorted((line["http.response.status_code"], line.get("ab.mirror", False)) for line in lines) == [
+        (200, False),
+        (200, True),
+        (417, False),
+    ]
+    assert [line.get("http.request.header.x-request-id") for line in lines] == [logged] * 3
 
 
 def test_the_log_reaches_a_collector(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from bench.scoring import METRICS, SECONDS, is_correct, score
 RECEIPT = json.dumps({"shop": "Tea Room", "items": [{"name": "Milk", "price": 1.5}], "total": 3.0})
 ORDER = json.dumps({"town": "Perth", "express": True, "items": [{"article": "kettles", "quantity": 3}]})
 CALL = json.dumps({"name": "get_weather", "arguments": {"town": "Osaka", "days": 3}})
+TURNED = json.dumps(["B. a cup", "A. a cup"])
 TEN = json.dumps(["coca cola"] * 2 + ["Coke"] * 7 + ["a Pepsi"])
 
 
@@ -29,6 +30,13 @@ TEN = json.dumps(["coca cola"] * 2 + ["Coke"] * 7 + ["a Pepsi"])
         ("choice", "A. or B. maybe", "A", 0),
         ("choice", "A red cup", "A", 0),
         ("choice", "", "A", 0),
+        ("circular", '["B", "(a)"]', TURNED, 1),
+        ("circular", '["B", "B"]', TURNED, 0),
+        ("circular", '["A", "A"]', TURNED, 0),
+        ("circular", '["B"]', TURNED, 0),
+        ("circular", '["B", "A", "A"]', TURNED, 0),
+        ("circular", "[7, null]", TURNED, 0),
+        ("circular", "B", TURNED, 0),
         ("count", "There are 7.", "7", 1),
         ("count", "Seven", "7", 1),
         ("count", "9,482", "9482", 1),
@@ -149,5 +157,5 @@ def test_what_counts_as_right(metric: str, value: float, right: bool) -> None:
 )
 def test_nothing_that_is_said_raises(metric: str, text: str) -> None:
     answers = {"fields": RECEIPT, "strict_json": ORDER, "tool_call": CALL, "box": "[0, 0, 1, 1]", "vqa": TEN}
-    listed = metric in ("anls", "recall", "contains", "contains_formula")
+    listed = metric in ("anls", "circular", "recall", "contains", "contains_formula")
     assert 0 <= score(metric, text, answers.get(metric, '["7"]' if listed else "7")) <= 1

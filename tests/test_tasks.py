@@ -56,10 +56,11 @@ def test_id_depends_on_pixels_not_on_their_encoding(tmp_path: Path) -> None:
         ("t", ask(as_image(picture(1))), "yes"),
         ("t", ask({"type": "image", "image": picture(0).transpose(Image.Transpose.ROTATE_90)}), "yes"),
         ("t", ask({"type": "video", "video": [picture()], "fps": 2.0}), "yes"),
+        ("t", ask(as_image(picture())), "yes", "exact", ("What is this?",)),
         ("t", ask({"type": "image", "image": Image.frombytes("RGB", (3, 5), picture().tobytes())}), "yes"),
     ],
 )
-def test_id_changes_with_any_content(other: tuple[str, list[dict[str, Any]], str]) -> None:
+def test_id_changes_with_any_content(other: tuple[Any, ...]) -> None:
     assert item_id(*other) != item_id("t", ask(as_image(picture())), "yes")
 
 
@@ -74,6 +75,7 @@ def test_items_come_back_equal(tmp_path: Path) -> None:
     items = [
         Item.make("text", [{"role": "user", "content": "1+1="}], "2", 0.1),
         Item.make("line", [{"role": "user", "content": "a\u2028b\n"}], "2", 0.1),
+        Item.make("turned", ask(as_image(picture())), "[]", 0.25, "circular", ("And now?", "中")),
         Item.make("two", ask(as_image(picture()), as_image(picture(1, 9))), "x", 0.5),
         Item.make(
             "clip", ask({"type": "video", "video": [picture(i) for i in range(4)], "fps": 2}), "中文", 0.0
@@ -82,10 +84,15 @@ def test_items_come_back_equal(tmp_path: Path) -> None:
     write_items(tmp_path / "a.jsonl", items)
     read = read_items(tmp_path / "a.jsonl")
     assert [replace(i, messages=[]) for i in read] == [replace(i, messages=[]) for i in items]
-    url = read[2].messages[0]["content"][0]["image_url"]["url"]
+    assert [parts[0]["content"][-1]["text"] for parts in read[2].conversations] == [
+        "What is it?",
+        "And now?",
+        "中",
+    ]
+    url = read[3].messages[0]["content"][0]["image_url"]["url"]
     decoded = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     assert np.array_equal(np.asarray(decoded), np.asarray(picture()))
-    assert read[3].messages[0]["content"][0]["fps"] == 2
+    assert read[4].messages[0]["content"][0]["fps"] == 2
     write_items(tmp_path / "b.jsonl", read)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
@@ -108,6 +115,7 @@ GOOD = {"task": "t", "messages": [{"role": "user", "content": "?"}], "answer": "
         (json.dumps({**GOOD, "messages": ask(as_image("/nonexistent.png"))}), "cannot read"),
         (json.dumps({**GOOD, "messages": ask(as_image(None))}), "found NoneType"),
         (json.dumps({**GOOD, "messages": ask({"type": "video", "video": [], "fps": "2"})}), "'fps' is '2'"),
+        (json.dumps({**GOOD, "rotations": ["a", 1]}), "'rotations' is ['a', 1]"),
         (json.dumps(GOOD), "there twice"),
     ],
 )

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,9 +21,9 @@ from serve.router.assignment import Assigner
 from serve.router.reading import parse_policy
 from serve.up import arm_commands, arms
 from tests.live_arm import built
+from tests.live_up import PATIENCE_S, running_up, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 120
 
 
 def text(artifact: Path, port: int) -> str:
@@ -112,38 +109,6 @@ def test_the_router_starts_behind_its_policy(tmp_path: Path) -> None:
             process.communicate()
 
 
-@contextmanager
-def running_up(
-    folder: Path, policy: Path, port: int
-) -> Iterator[tuple[subprocess.Popen[str], queue.Queue[str]]]:
-    """`python -m serve up`, and what it says, line by line."""
-    where = [f"--port={port}", "--admin-port=0", f"--state={folder}/state", f"--log={folder}/log"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "serve", "up", str(policy), *where],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    said: queue.Queue[str] = queue.Queue()
-    reader = threading.Thread(target=lambda: [said.put(line) for line in process.stderr or ()])
-    reader.start()
-    try:
-        yield process, said
-    finally:
-        process.terminate()
-        process.wait(60)
-        reader.join()
-        assert process.stderr
-        process.stderr.close()
-
-
-def wait_for(said: queue.Queue[str], beginning: str) -> str:
-    while not (line := said.get(timeout=PATIENCE_S)).startswith(beginning):
-        pass
-    return line
-
-
 def children(pid: int) -> dict[int, str]:
     """Command lines of a process's children, by process id."""
     tasks = Path(f"/proc/{pid}/task").iterdir()  # each thread has children of its own
@@ -170,7 +135,7 @@ def test_real_arms_behind_the_router(micro_checkpoint: Path, tmp_path: Path) -> 
     assigned = {user: assign({b"x-user-id": user.encode()}, "").arm for user in users}
     assert set(assigned.values()) == set(ports)
     with (
-        running_up(tmp_path, policy, port) as (process, said),
+        running_up(tmp_path, port, str(policy)) as (process, said),
         OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client,
     ):
         wait_for(said, "ready: router")

@@ -162,8 +162,13 @@ def _on_one_core(name: str, folder: Path) -> None:
 
 
 @contextmanager
-def started(command: Sequence[str], cwd: Path, output: Path, port: int) -> Iterator[Measured]:
-    """A program once it takes connections; it speaks to `output`. Raises UserError if it does not start."""
+def started(
+    command: Sequence[str], cwd: Path, output: Path, port: int, stop_s: float = 10
+) -> Iterator[Measured]:
+    """A program once it takes connections; it speaks to `output`, and has `stop_s` to end by itself.
+
+    Raises UserError if it does not start.
+    """
     with output.open("w") as file:
         process = subprocess.Popen(command, cwd=cwd, stdout=file, stderr=file)
     try:
@@ -176,7 +181,7 @@ def started(command: Sequence[str], cwd: Path, output: Path, port: int) -> Itera
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(stop_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

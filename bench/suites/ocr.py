@@ -1,4 +1,4 @@
-"""Printed text to be read: six scripts clean, and five kinds of damage on any of them."""
+"""Printed text to be read: six scripts clean, and five kinds of damage at three levels on any of them."""
 
 from __future__ import annotations
 
@@ -138,11 +138,12 @@ def clean(rng: random.Random, script: str) -> Item:
 
 
 def damaged(rng: random.Random, damage: str) -> Item:
-    """Any script, at any level."""
+    """Any script at any level, which is a part of the task: `ocr-blur/1` the least, `ocr-blur/3` the most."""
     script, level = rng.choice(list(SCRIPTS)), rng.randrange(LEVELS)
     lines = text(rng, script, rng.randint(1, 3))
     picture = DAMAGE[damage](printed(rng, script, lines), rng, level)
-    return Item.make(f"ocr-{damage}", ask(QUESTION, picture), "\n".join(lines), 0.0, "characters")
+    task = f"ocr-{damage}/{level + 1}"
+    return Item.make(task, ask(QUESTION, picture), "\n".join(lines), 0.0, "characters")
 
 
 TASKS: dict[str, Make] = {

@@ -2,8 +2,8 @@
 
 OCRBench (Liu et al. 2023), DocVQA (Mathew et al. 2021), ChartQA (Masry et al. 2022), TextVQA (Singh et al.
 2019) and AI2D (Kembhavi et al. 2016) as their own archives unpack; MMMU (Yue et al. 2024) and MMBench (Liu
-et al. 2023) as the TSV files of OpenCompass. MMBench is asked once a question, not once for every rotation
-of its choices (CircularEval).
+et al. 2023) as the TSV files of OpenCompass. MMBench asks each question once for every rotation of its
+choices, and it is right only if all are (CircularEval).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ast
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from bench.suites.drawing import font
 from bench.tasks import Message
 from engines.errors import UserError
 
+COPIES = 1_000_000  # from here on a number of MMBench is that of a question with its choices rotated
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 
@@ -34,6 +35,7 @@ class Draft(NamedTuple):
     answer: str
     guess: float
     metric: str
+    rotations: tuple[str, ...] = ()
 
 
 def ocrbench(folder: Path) -> list[Draft]:
@@ -116,12 +118,33 @@ def ai2d(folder: Path) -> list[Draft]:
 
 def mmmu(folder: Path) -> list[Draft]:
     """Pictures stand where the question says <image N>; a question without choices is answered in words."""
-    return _tsv(_file(folder, FILES["mmmu"]), "mmmu")
+    drafts = []
+    for row in _tsv(_file(folder, FILES["mmmu"])):
+        guess, metric = (1 / len(row.choices), "choice") if row.choices else (0.0, "words")
+        text = row.question + (_listed(row.choices) + LETTER if row.choices else SHORT)
+        drafts.append(Draft("mmmu", _ask(text, *row.pictures), row.answer, guess, metric))
+    return drafts
 
 
 def mmbench(folder: Path) -> list[Draft]:
-    """A slice for each category."""
-    return _tsv(_file(folder, FILES["mmbench"]), "mmbench")
+    """A slice for each category. The published file repeats each question with its choices rotated, numbered
+    from a million on; every rotation is made from the question itself.
+    """
+    drafts = []
+    for row in _tsv(_file(folder, FILES["mmbench"])):
+        if int(row.number) >= COPIES:
+            continue
+        letters, said = list(row.choices), list(row.choices.values())
+        k, place = len(said), letters.index(row.answer)
+        text, *others = (
+            row.question + _listed(dict(zip(letters, said[shift:] + said[:shift], strict=True))) + LETTER
+            for shift in range(k)
+        )
+        answers = [f"{letters[(place - shift) % k]}. {said[place]}" for shift in range(k)]
+        task = f"mmbench-{row.category.replace('_', '-')}"
+        messages = _ask(text, *row.pictures)
+        drafts.append(Draft(task, messages, json.dumps(answers), k**-k, "circular", tuple(others)))
+    return drafts
 
 
 def question_files(benchmark: str, folder: Path) -> list[Path]:
@@ -150,24 +173,34 @@ FILES = {
 }
 
 
-def _tsv(path: Path, name: str) -> list[Draft]:
+class _Row(NamedTuple):
+    """A line of OpenCompass's tables; `question` with its hint before it."""
+
+    number: str
+    question: str
+    choices: dict[str, str]
+    answer: str
+    category: str
+    pictures: list[str]
+
+
+def _tsv(path: Path) -> Iterator[_Row]:
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     pictures = {row["index"]: row["image"] for row in rows}
-    drafts = []
     for row in rows:
         # A short cell is the index of the row that has the picture.
         image = row["image"] if len(row["image"]) > 64 else pictures[row["image"]]
         listed = ast.literal_eval(image) if image.startswith("[") else [image]
-        choices = {letter: row[letter] for letter in "ABCDEFGHI" if row.get(letter)}
-        hint = f"{row['hint']}\n" if row.get("hint") else ""
-        text = hint + row["question"] + (_listed(choices) + LETTER if choices else SHORT)
-        task = name if name == "mmmu" else f"{name}-{row['category'].replace('_', '-')}"
-        guess, metric = (1 / len(choices), "choice") if choices else (0.0, "words")
-        messages = _ask(text, *(f"data:image/jpeg;base64,{one}" for one in listed))
-        drafts.append(Draft(task, messages, row["answer"], guess, metric))
-    return drafts
+        yield _Row(
+            row["index"],
+            (f"{row['hint']}\n" if row.get("hint") else "") + row["question"],
+            {letter: row[letter] for letter in "ABCDEFGHI" if row.get(letter)},
+            row["answer"],
+            row["category"],
+            [f"data:image/jpeg;base64,{one}" for one in listed],
+        )
 
 
 def _ask(text: str, *pictures: Any) -> list[Message]:

@@ -137,6 +137,8 @@ def _quantization(folder: Path, manifest: Manifest) -> str:
         f"{scheme}: "
         f"{', '.join(facts.get('components', []))}."
     )
+    if kept := facts.get("eight_bit_layers"):
+        text += f" In 8 bits: decoder layers {', '.join(map(str, kept))}, counted from 0."
     receipt = _read(folder, "calibration.json")
     if facts.get("calibration"):
         text += f" Calibration set: sha256 `{facts['calibration']}`"

@@ -18,7 +18,8 @@ CONFIG = "application/vnd.cncf.model.config.v1+json"
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"  # by which ORAS and others name files
 PLAIN = re.compile(r"\w[\w .-]*")  # a folder's name, in any script: neither hidden nor a way out
-EMPTY = "application/vnd.oci.empty.v1+json"
+EMPTY = "application/vnd.oci.empty.v1+json"  # the two bytes {}
+EMPTY_DIGEST = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 DIGEST = re.compile("sha256:[0-9a-f]{64}")
 Json = dict[str, Any]
 
@@ -99,11 +100,6 @@ def attachment(subject: Json, kind: str, blob: Json) -> Json:
         "layers": [blob],
         "subject": subject,
     }
-
-
-EMPTY_DIGEST = (
-    "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of the two bytes {}
-)
 
 
 def title(model: str, variant: str | None) -> str:

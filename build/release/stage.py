@@ -19,6 +19,8 @@ from build.store import link_or_copy
 from engines.artifact import ATTESTATIONS, MANIFEST, Manifest, damage, hash_file
 from engines.errors import UserError
 
+GATE, OBSERVATIONS = f"{EVIDENCE}/gate.json", f"{EVIDENCE}/observations.jsonl"
+
 
 def stage(artifact: Path, fresh: Path, signer: Path | Keyless | None) -> Manifest:
     """Fills the empty folder `fresh`; signed where there is somebody to sign (signature.py).
@@ -45,6 +47,3 @@ def stage(artifact: Path, fresh: Path, signer: Path | Keyless | None) -> Manifes
     if signer is not None:
         sign(fresh, signer)
     return manifest
-
-
-GATE, OBSERVATIONS = f"{EVIDENCE}/gate.json", f"{EVIDENCE}/observations.jsonl"

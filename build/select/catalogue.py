@@ -14,6 +14,7 @@ from typing import Any
 from bench.accuracy import Observation, read_observations
 from bench.latency import Timing, of_arm
 from bench.records import read_records
+from build.publish import published
 from build.release.verdict import refusal
 from engines.artifact import MANIFEST, Manifest
 from engines.config import ModelConfig
@@ -133,14 +134,15 @@ def read_catalogue(
 
     references: where those are whose folders are not all of them.
     """
-    folders = sorted(path.parent for path in root.glob(f"*/*/{MANIFEST}") if path.parent.name[0] != ".")
-    found = [Published(folder, Manifest.read(folder), (references or {}).get(folder)) for folder in folders]
-    models = sorted({published.model for published in found})
+    found = [
+        Published(folder, Manifest.read(folder), (references or {}).get(folder)) for folder in published(root)
+    ]
+    models = sorted({one.model for one in found})
     if model is not None:
         if model not in models:
             where = "the catalogue" if references else root
             raise UserError(f"{where} has no model {model}; it has {', '.join(models) or 'none'}")
-        return [published for published in found if published.model == model]
+        return [one for one in found if one.model == model]
     if not found:
         raise UserError(f"nothing is published below {root}: expected <model>/<variant>/{MANIFEST}")
     if len(models) > 1:

@@ -12,10 +12,9 @@ from bench.resources import human_size
 from build.select.catalogue import Published
 from build.select.devices import TENSORRT, Device
 from build.select.estimate import Estimate, Provenance, Workload, estimate, known, longest_context
-from engines.engine_files import ENGINE_FACTS, EngineFacts
+from engines.engine_files import DRIVER, ENGINE_FACTS, EngineFacts
 
 Objective = Literal["latency", "throughput", "accuracy"]
-DRIVER = 580  # the oldest NVIDIA driver for CUDA 13, which TensorRT for RTX stands on
 TRANSFORMERS = "transformers"
 
 

@@ -8,7 +8,7 @@ does, so elsewhere it is a forecast from the device's rates.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import ceil
 
@@ -92,15 +92,12 @@ def estimate(published: Published, device: Device, load: Workload) -> Estimate:
 
 def longest_context(published: Published, device: Device, load: Workload, memory: int) -> int:
     """Tokens for which the variant would fit `memory` at the load's batch; 0 when none do."""
-    low, high = 0, published.config.text.max_position_embeddings
-    while low < high:
-        middle = (low + high + 1) // 2
-        asked = Workload(middle, load.batch, load.prompt, load.answer)
-        if _memory(published, device, asked, Provenance.FORECAST)[0] <= memory:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+
+    def fits(tokens: int) -> bool:
+        asked = replace(load, context=tokens)
+        return _memory(published, device, asked, Provenance.FORECAST)[0] <= memory
+
+    return forecast.longest(published.config.text.max_position_embeddings, fits)
 
 
 def _provenance(published: Published, device: Device) -> Provenance:

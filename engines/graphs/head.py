@@ -13,10 +13,10 @@ import numpy as np
 
 from engines.checkpoint import Checkpoint
 from engines.graphs import Dialect
-from engines.graphs.builder import Array
 from engines.graphs.fused import Fused
 from engines.graphs.standard import Standard
-from engines.int4 import nearest
+from engines.int4 import Int4, nearest
+from engines.int8 import Int8
 from engines.onnx_files import HEAD, HEAD_ROWS, EmbeddingTable
 
 EXACT = 32  # logits of each row that are computed from 16-bit weights
@@ -25,7 +25,11 @@ EXACT = 32  # logits of each row that are computed from 16-bit weights
 def head(graph: Dialect, checkpoint: Checkpoint, x: str, embedding: EmbeddingTable) -> str:
     """Logits [R, V] of x [R, H]. A tied head reads `embedding`, a file beside the graph: no second copy."""
     tied = checkpoint.config.tie_word_embeddings
-    weight: Array = embedding if tied else checkpoint.tensor("lm_head.weight")
+    weight = embedding if tied else checkpoint.weight("lm_head")
+    if isinstance(weight, Int4 | Int8):  # by whoever wrote the checkpoint: there are no 16-bit rows
+        if isinstance(graph, Fused):
+            return graph.linear("lm_head", x, weight)
+        weight = weight.dequantize().astype(np.float16)
     file = Path(str(embedding.filename)) if tied else None
     stored = graph.stored(HEAD, weight, file)
     if isinstance(graph, Standard):

@@ -59,9 +59,10 @@ class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
-    reasoning_content: str | None = Field(
+    reasoning: str | None = Field(
         None, exclude_if=absent, description="What a Thinking checkpoint thought first."
     )
+    reasoning_content: str | None = Field(None, exclude_if=absent, description="The older name of reasoning.")
     tool_calls: list[Call] | None = Field(None, exclude_if=absent)
 
 
@@ -85,6 +86,7 @@ class ChatCompletion(BaseModel):
 class Delta(BaseModel):
     role: Literal["assistant"] | None = Field(None, exclude_if=absent)
     content: str | None = Field(None, exclude_if=absent)
+    reasoning: str | None = Field(None, exclude_if=absent)
     reasoning_content: str | None = Field(None, exclude_if=absent)
     tool_calls: list[IndexedCall] | None = Field(None, exclude_if=absent)
 

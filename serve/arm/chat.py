@@ -219,11 +219,13 @@ def _calls(pieces: list[Piece]) -> list[Call]:
 
 def _choice(index: int, part: Part) -> Choice:
     calls, content = _calls(part.pieces), _text(part.pieces, "content")
+    thoughts = _text(part.pieces, "reasoning")
     return Choice(
         index=index,
         message=AnswerMessage(
             content=content if calls else content or "",
-            reasoning_content=_text(part.pieces, "reasoning"),
+            reasoning=thoughts,
+            reasoning_content=thoughts,
             tool_calls=calls or None,
         ),
         logprobs=Logprobs(content=part.logprobs) if part.logprobs else None,
@@ -236,8 +238,10 @@ def _delta(pieces: list[Piece], first_call: int) -> Delta:
         IndexedCall(index=index, **call.model_dump())
         for index, call in enumerate(_calls(pieces), start=first_call)
     ]
+    thoughts = _text(pieces, "reasoning")
     return Delta(
         content=_text(pieces, "content"),
-        reasoning_content=_text(pieces, "reasoning"),
+        reasoning=thoughts,
+        reasoning_content=thoughts,
         tool_calls=calls or None,
     )

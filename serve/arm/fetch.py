@@ -21,6 +21,7 @@ from serve.arm.errors import ApiError
 
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 AS_WRITTEN = "%/:?@!$&'()*+,;=~"  # of a path or query; what is not ASCII is sent as browsers do
 
 
@@ -98,9 +99,6 @@ def public(address: str) -> bool:
         if inner is not None:
             return public(str(inner))
     return ip.is_global and not ip.is_multicast
-
-
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 async def _get(

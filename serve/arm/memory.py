@@ -9,11 +9,13 @@ from pathlib import Path
 from engines.config import ModelConfig
 from engines.engine_files import ENGINE_FACTS, EngineFacts
 from engines.errors import UserError
-from engines.onnx_files import DECODER, EMBEDDING, HEAD_ROWS, PACKED, VISION
+from engines.onnx_files import DECODER, EMBEDDING, HEAD, HEAD_ROWS, PACKED, VISION
 from serve.arm.scheduler import CHUNK
 
 PROCESS = 140_000_000  # interpreter, libraries and web server
 TRANSFORMERS = 450_000_000  # it and torch
+USUAL = 8192  # tokens of context where nobody asks for others and memory allows
+SHORTEST = 256  # that an arm starts with
 IMAGE_PATCHES = 28 * 28  # of one 448 x 448 picture; a larger one takes more while it is looked at
 
 
@@ -47,12 +49,13 @@ class Forecast:
 
 def forecast(directory: Path, config: ModelConfig, *, slots: int, context: int) -> Forecast:
     """Of a variant, as if on a CPU; UserError when a file is missing."""
-    text, vision = config.text, config.vision
+    text, vision, tied = config.text, config.vision, config.tie_word_embeddings
     values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     working = 4 * min(context, CHUNK) * (3 * text.intermediate_size + 6 * text.hidden_size)
     working += 4 * IMAGE_PATCHES * (2 * vision.intermediate_size + 6 * vision.hidden_size + IMAGE_PATCHES)
     if not (directory / DECODER).exists():
         weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+        weights -= 0 if tied else 2 * text.vocab_size * text.hidden_size  # few embeddings are read
         return Forecast(weights, TRANSFORMERS + working, 4 * values, slots, context)
     try:
         graph = (directory / DECODER).read_bytes()
@@ -62,11 +65,12 @@ def forecast(directory: Path, config: ModelConfig, *, slots: int, context: int) 
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: export the checkpoint again") from None
     weights = bytes_of[DECODER] + bytes_of[VISION]
-    if b"MatMulNBits" in graph:  # few of the embedding's rows are read
+    if b"MatMulNBits" in graph:  # few of the embedding's rows are read, and of a 16-bit head's of its own
+        weights -= 0 if tied or HEAD.encode() not in graph else bytes_of[EMBEDDING]
         weights += int(PACKED * weights)
-    else:  # the head reads all of them; weights are widened to fp32 where they are used, it in slices
+    else:  # a tied head reads all of them; weights are widened to fp32 where they are used, it in slices
         widened = min(text.vocab_size, HEAD_ROWS) + text.intermediate_size
-        weights += bytes_of[EMBEDDING] + 4 * widened * text.hidden_size
+        weights += (bytes_of[EMBEDDING] if tied else 0) + 4 * widened * text.hidden_size
     per_token = values * (1 if b"kv_cache_bit_width" in graph else 4)
     return Forecast(weights, working, per_token, slots, context)
 
@@ -106,7 +110,3 @@ def _beside(directory: Path, *, slots: int, context: int, memory: int) -> str | 
             totals[folder.name] = found.total
     fitting = {name: total for name, total in totals.items() if total <= memory}
     return max(fitting, key=fitting.__getitem__, default=None)
-
-
-USUAL = 8192
-SHORTEST = 256

@@ -22,7 +22,8 @@ from serve.arm.body import held
 from serve.arm.errors import ApiError
 from serve.arm.media import load, read_images, video_files
 from serve.arm.model import Model
-from serve.arm.output import CALL
+from serve.arm.output import CALL, THOUGHT
+from serve.arm.rules import thinking
 from serve.arm.schema import ChatRequest, ImagePart, Message, VideoPart
 from serve.arm.turns import Client
 
@@ -93,8 +94,9 @@ def _read(arm: Arm, model: Model, request: ChatRequest, images: list[bytes], vid
             inputs = model.processor(messages, tools=tools or None)
         except UserError as error:
             raise ApiError(400, str(error), param="messages") from None
-    if request.forced_tools:  # the answer is the inside of a call: nothing else can follow
-        inputs = inputs.extend(model.processor.tokenizer.encode(f"{CALL}\n", add_special_tokens=False).ids)
+    if request.forced_tools:  # the answer is the inside of a call: nothing else can follow, and no thoughts
+        opening = f"\n{THOUGHT}\n\n{CALL}\n" if thinking(model, inputs) else f"{CALL}\n"
+        inputs = inputs.extend(model.processor.tokenizer.encode(opening, add_special_tokens=False).ids)
     return inputs
 
 
@@ -102,8 +104,9 @@ def plain(message: Message, images: Iterator[Image.Image], videos: Iterator[Path
     """A message as the processor takes it, each picture and video in its place."""
     role = "system" if message.role == "developer" else message.role
     found: dict[str, Any] = {"role": role, "content": _content(message, images, videos)}
-    names = ("name", "tool_call_id", "reasoning_content")
-    found |= {name: value for name in names if (value := getattr(message, name)) is not None}
+    fields = {"name": message.name, "tool_call_id": message.tool_call_id}
+    fields["reasoning_content"] = message.thoughts  # as templates call it
+    found |= {name: value for name, value in fields.items() if value is not None}
     if message.tool_calls:
         found["tool_calls"] = [call.model_dump() for call in message.tool_calls]
     return found

@@ -65,7 +65,8 @@ class Message(Strict):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    reasoning_content: str | None = None
+    reasoning: str | None = Field(None, description="What an earlier answer thought first.")
+    reasoning_content: str | None = Field(None, description="The older name of reasoning.")
     # Clients send an answer back as they got it, with these empty.
     refusal: None = None
     annotations: list[Any] | None = Field(None, max_length=0)
@@ -77,6 +78,11 @@ class Message(Strict):
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             raise ValueError("content is missing")
         return self
+
+    @property
+    def thoughts(self) -> str | None:
+        """Under either name; a client that sends an answer back as it got it gives both."""
+        return self.reasoning_content if self.reasoning is None else self.reasoning
 
 
 class Function(Strict):
@@ -202,7 +208,7 @@ class ChatRequest(Strict):
             texts = [content] if isinstance(content, str) else []
             texts += [part.text for part in content if isinstance(part, TextPart)]
             texts += [call.function.arguments for call in message.tool_calls or ()]
-            count += len(message.reasoning_content or "") + sum(map(len, texts))
+            count += len(message.thoughts or "") + sum(map(len, texts))
         return count
 
     @property

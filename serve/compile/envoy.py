@@ -15,7 +15,7 @@ from serve.compile.refusals import (
     region_database,
     two_waiting_times,
 )
-from serve.router.assignment import headers_read, key_header, parts
+from serve.router.assignment import group_header, group_values, headers_read, key_header, parts
 from serve.router.policy import Group, Policy
 
 HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -193,10 +193,10 @@ def _within(networks: tuple[Any, ...]) -> str:
 def _rule(group: Group, policy: Policy) -> list[str]:
     if group.cidr:
         return [f'  if {_within(group.cidr)} then return "{group.arm}" end']
-    header = group.header or (policy.region.header if policy.region else None)
+    header = group_header(group, policy)
     return [
         f'  if value(headers, "{header}") == "{value}" then return "{group.arm}" end'
-        for value in group.values or group.region
+        for value in group_values(group)
     ]
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from engines.errors import UserError
 from serve.compile.refusals import refuse, refuse_all_but_routes
-from serve.router.assignment import parts
+from serve.router.assignment import group_header, group_values, parts
 from serve.router.policy import Policy
 
 Json = dict[str, Any]
@@ -26,7 +26,7 @@ def gateway_api(policy: Policy, listen: str) -> dict[str, str]:
         "gateway-api",
         (len(policy.groups) > 15, "more than 15 groups", "join some"),
         (
-            any(len(group.values or group.region) > 64 for group in policy.groups),
+            any(len(group_values(group)) > 64 for group in policy.groups),
             "a group of more than 64 values",
             "split it",
         ),
@@ -35,19 +35,23 @@ def gateway_api(policy: Policy, listen: str) -> dict[str, str]:
     route = {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
-        "metadata": {"name": re.sub(r"[^a-z0-9-]", "-", policy.experiment.lower())},
+        "metadata": {"name": resource_name(policy)},
         "spec": {"parentRefs": [{"name": "ab"}], "rules": [*_groups(policy), _split(policy)]},
     }
     return {"httproute.yaml": yaml.safe_dump(route, sort_keys=False)}
 
 
+def resource_name(policy: Policy) -> str:
+    """The experiment's name, as Kubernetes takes names."""
+    return re.sub(r"[^a-z0-9-]", "-", policy.experiment.lower())
+
+
 def _groups(policy: Policy) -> list[Json]:
     rules = []
     for group in policy.groups:
-        header = group.header or (policy.region.header if policy.region else None)
+        header = group_header(group, policy)
         matches = [
-            {"headers": [{"type": "Exact", "name": header, "value": value}]}
-            for value in group.values or group.region
+            {"headers": [{"type": "Exact", "name": header, "value": value}]} for value in group_values(group)
         ]
         rules.append({"matches": matches, **_rule([(1, group.arm)], policy)})
     return rules

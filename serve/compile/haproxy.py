@@ -12,7 +12,7 @@ from serve.compile.refusals import (
     region_database,
     two_waiting_times,
 )
-from serve.router.assignment import headers_read, key_header, parts
+from serve.router.assignment import group_header, group_values, headers_read, key_header, parts
 from serve.router.policy import Group, Policy
 
 
@@ -96,8 +96,7 @@ def _groups(policy: Policy) -> list[str]:
 def _condition(group: Group, policy: Policy) -> str:
     if group.cidr:
         return "src " + " ".join(map(str, group.cidr))
-    header = group.header or (policy.region.header if policy.region else None)
-    return f"req.fhdr({header}) -m str {' '.join(group.values or group.region)}"
+    return f"req.fhdr({group_header(group, policy)}) -m str {' '.join(group_values(group))}"
 
 
 def _testers(policy: Policy) -> list[str]:

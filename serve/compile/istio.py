@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from engines.errors import UserError
+from serve.compile.gateway_api import resource_name
 from serve.compile.refusals import refuse_all_but_routes
-from serve.router.assignment import parts
+from serve.router.assignment import group_header, group_values, parts
 from serve.router.policy import Policy
 
 Json = dict[str, Any]
@@ -25,7 +26,7 @@ def istio(policy: Policy, listen: str) -> dict[str, str]:
     route = {
         "apiVersion": "networking.istio.io/v1",
         "kind": "VirtualService",
-        "metadata": {"name": re.sub(r"[^a-z0-9-]", "-", policy.experiment.lower())},
+        "metadata": {"name": resource_name(policy)},
         "spec": {
             "hosts": [listen.rpartition(":")[0]],
             "http": [*_groups(policy), _rule(parts(policy), policy)],
@@ -37,8 +38,8 @@ def istio(policy: Policy, listen: str) -> dict[str, str]:
 def _groups(policy: Policy) -> list[Json]:
     rules = []
     for group in policy.groups:
-        header = group.header or (policy.region.header if policy.region else None)
-        matches = [{"headers": {header: {"exact": value}}} for value in group.values or group.region]
+        header = group_header(group, policy)
+        matches = [{"headers": {header: {"exact": value}}} for value in group_values(group)]
         rules.append({"match": matches, **_rule([(1, group.arm)], policy)})
     return rules
 

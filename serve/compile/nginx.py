@@ -12,8 +12,8 @@ from serve.compile.refusals import (
     timeouts_by_arm,
     two_waiting_times,
 )
-from serve.router.assignment import key_header, parts
-from serve.router.policy import Group, Policy
+from serve.router.assignment import group_header, group_values, key_header, parts
+from serve.router.policy import Policy
 
 
 def nginx(policy: Policy, listen: str) -> dict[str, str]:
@@ -70,14 +70,10 @@ def _groups(policy: Policy) -> list[str]:
             lines.append(f"geo $ab_network_{number} {{ default 0; {_networks(group.cidr)} }}")
             lines.append(f"map $ab_network_{number} {decides} {{ 1 {group.arm}; default {otherwise}; }}")
         else:
-            lines += [f"map {_of(group, policy)} {decides} {{"]
-            lines += [f"    {_exactly(value)} {group.arm};" for value in group.values or group.region]
+            lines += [f"map {_variable(group_header(group, policy))} {decides} {{"]
+            lines += [f"    {_exactly(value)} {group.arm};" for value in group_values(group)]
             lines += [f"    default {otherwise};", "}"]
     return lines
-
-
-def _of(group: Group, policy: Policy) -> str:
-    return _variable(group.header or (policy.region.header if policy.region else None) or "")
 
 
 def _exactly(value: str) -> str:

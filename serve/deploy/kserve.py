@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from engines.errors import UserError
+from serve.compile.gateway_api import resource_name
 from serve.compile.refusals import refuse
 from serve.deploy.kubernetes import ARTIFACTS, arm_container, arm_volumes, dump
 from serve.router.assignment import parts
@@ -38,7 +37,7 @@ def kserve(policy: Policy, image: str) -> dict[str, str]:
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": re.sub(r"[^a-z0-9-]", "-", policy.experiment.lower())},
+        "metadata": {"name": resource_name(policy)},
         "spec": {"predictor": _predictor(policy.baseline, policy, image), "canary": canaries},
     }
     return {"inferenceservice.yaml": dump(service)}

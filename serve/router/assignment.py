@@ -6,6 +6,7 @@ key against cumulative cut points. The baseline's part is last, so a growing can
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from bisect import bisect_right
@@ -94,6 +95,16 @@ class Assigner:
         return Assignment(self._arms[bisect_right(self._cuts, murmur2(self._salt + key))], "split", key)
 
 
+def user_of(body: bytes) -> str | None:
+    """The `user` of an OpenAI request."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    user = document.get("user") if isinstance(document, dict) else None
+    return user if isinstance(user, str) else None
+
+
 def key_header(policy: Policy) -> bytes:
     """The header that holds the sticky key, or nothing."""
     key = policy.split.key or ""
@@ -108,6 +119,16 @@ def headers_read(policy: Policy) -> list[str]:
     return [name for name in dict.fromkeys(names) if name]
 
 
+def group_header(group: Group, policy: Policy) -> str:
+    """The header that a group without networks is told by: its own, or that of the country."""
+    return group.header or (policy.region.header if policy.region else None) or ""
+
+
+def group_values(group: Group) -> tuple[str, ...]:
+    """What that header holds."""
+    return group.values or group.region
+
+
 Matcher = Callable[[Mapping[bytes, bytes], str], bool]
 
 
@@ -118,8 +139,7 @@ def _matcher(group: Group, policy: Policy, country: Callable[[str], str] | None)
     if group.region and policy.region and policy.region.database:
         assert country, "regions of a database need its lookup"
         return lambda headers, address: country(address) in group.region
-    name = group.header or (policy.region.header if policy.region else None) or ""
-    wanted, values = name.encode(), {value.encode() for value in group.values or group.region}
+    wanted, values = group_header(group, policy).encode(), {value.encode() for value in group_values(group)}
     return lambda headers, address: headers.get(wanted) in values
 
 

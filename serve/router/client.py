@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from typing import cast
@@ -11,8 +10,9 @@ from typing import cast
 import httptools
 
 from engines.errors import UserError
+from serve.router.assignment import user_of
 from serve.router.exchange import Exchange
-from serve.router.head import Head, Request
+from serve.router.head import REQUEST_ID, Head, Request
 from serve.router.live import Live
 from serve.router.messages import RefusedError, answer, error_body
 from serve.router.mirror import mirror
@@ -154,9 +154,8 @@ class Client(asyncio.Protocol):
         self._size = 0
         self._body = [] if live.assign.reads_user else None
         method = parser.get_method()
-        self._record = Record(
-            time.monotonic(), self._address, method, head.target, live.policy.experiment, live.version
-        )
+        told = (time.monotonic(), self._address, method, head.target, live.policy.experiment, live.version)
+        self._record = Record(*told, request_id=head.seen.get(REQUEST_ID, b""))
         if parser.should_upgrade():
             raise RefusedError(400, "upgrades are refused")
         keep_alive = parser.should_keep_alive() and not self._router.closing
@@ -191,7 +190,7 @@ class Client(asyncio.Protocol):
             self._answer_own(self._head.target)
         elif self._head and self._body is not None:
             body, self._body = b"".join(self._body), None
-            self._begin(_user(body))
+            self._begin(user_of(body))
             if self._exchange and body:
                 self._exchange.body(body)
         if self._exchange:
@@ -308,13 +307,3 @@ class Client(asyncio.Protocol):
 
     def _due(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
-
-
-def _user(body: bytes) -> str | None:
-    """The `user` of an OpenAI request."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    user = document.get("user") if isinstance(document, dict) else None
-    return user if isinstance(user, str) else None

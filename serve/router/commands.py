@@ -34,7 +34,9 @@ def add_commands(commands: Any) -> None:
 
     compiled = commands.add_parser("compile", help="the same policy for a proxy you already run")
     compiled.add_argument("policy", type=Path, metavar="POLICY", help="YAML file")
-    compiled.add_argument("--to", required=True, choices=(*TARGETS, *CLUSTERS), help="what to write for")
+    compiled.add_argument(
+        "--to", required=True, choices=(*TARGETS, *CLUSTERS, "ray"), help="what to write for"
+    )
     compiled.add_argument(
         "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default 127.0.0.1:8080"
     )
@@ -44,7 +46,11 @@ def add_commands(commands: Any) -> None:
     compiled.add_argument("-o", "--out", type=Path, metavar="DIR", help="default stdout")
 
     rollout = commands.add_parser("rollout", help="grow one arm, step by step, while guards watch")
-    rollout.add_argument("action", choices=("start", "status", "pause", "promote", "rollback"))
+    rollout.add_argument(
+        "action",
+        choices=("start", "status", "pause", "promote", "rollback"),
+        help="promote: the next step now; rollback: all to the baseline, for the next request",
+    )
     rollout.add_argument(
         "--to", type=float, metavar="PERCENT", help="the step to promote to; default the next one"
     )
@@ -75,13 +81,15 @@ def add_commands(commands: Any) -> None:
         "stack", help="two arms behind nginx and Prometheus, started, tried, taken down"
     )
     tried.add_argument("candidate", type=Path, metavar="CANDIDATE", help="folder of a built variant")
-    tried.add_argument("baseline", type=Path, metavar="BASELINE", help="another")
+    tried.add_argument("baseline", type=Path, metavar="BASELINE", help="folder of another")
     tried.add_argument(
         "-o", "--out", type=Path, metavar="DIR", help="keeps its files; default a temporary one"
     )
 
     simulated = commands.add_parser("simulate", help="what the guards do to candidates whose truth is known")
-    simulated.add_argument("--experiments", type=int, default=200, metavar="N", help="each; default 200")
+    simulated.add_argument(
+        "--experiments", type=int, default=200, metavar="N", help="for each truth; default 200"
+    )
     simulated.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     simulated.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
@@ -89,10 +97,14 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_router_options(router: argparse.ArgumentParser) -> None:
-    router.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
+    router.add_argument(
+        "--host", default="127.0.0.1", metavar="HOST", help="of the traffic; default 127.0.0.1"
+    )
     router.add_argument("--port", type=_port, default=8080, metavar="N", help="of the traffic; default 8080")
     router.add_argument("--admin-host", default="127.0.0.1", metavar="HOST", help="default 127.0.0.1")
-    router.add_argument("--admin-port", type=_port, default=8090, metavar="N", help="default 8090")
+    router.add_argument(
+        "--admin-port", type=_port, default=8090, metavar="N", help="of the admin page; default 8090"
+    )
     router.add_argument(
         "--admin-token-file", type=Path, metavar="FILE", help="default STATE/admin-token, made when missing"
     )
@@ -103,11 +115,15 @@ def _add_router_options(router: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keeps versions and the audit log; default router-state",
     )
-    router.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request, rotated by size")
+    router.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request, rotated at 100 MB")
     router.add_argument("--log-stdout", action="store_true", help="the same lines on stdout")
     router.add_argument("--otlp", metavar="URL", help="the same lines to a collector, http://HOST:4318")
     router.add_argument(
-        "--drain", type=float, default=30.0, metavar="S", help="for streams to finish at the end; default 30"
+        "--drain",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds for streams to finish at the end; default 30",
     )
 
 
@@ -155,6 +171,7 @@ def compile_(options: argparse.Namespace) -> None:
     from serve.compile import compile_policy
     from serve.deploy.kserve import kserve
     from serve.deploy.kubernetes import kubernetes
+    from serve.deploy.ray import ray
     from serve.router.reading import read_policy
 
     policy = read_policy(options.policy)
@@ -164,6 +181,8 @@ def compile_(options: argparse.Namespace) -> None:
         files = kubernetes(policy, options.policy.read_text(), options.image)
     elif options.to == "kserve":
         files = kserve(policy, options.image)
+    elif options.to == "ray":
+        files = ray(policy)
     else:
         files = compile_policy(policy, options.to, options.listen)
     if options.out:
@@ -180,7 +199,6 @@ def compile_(options: argparse.Namespace) -> None:
 
 def rollout(options: argparse.Namespace) -> None:
     """One request to the admin port; its answer to stdout."""
-    from engines.errors import UserError
     from serve.rollout.remote import ask
 
     if options.to is not None and options.action != "promote":

@@ -210,6 +210,9 @@ class Exchange:
         """`length` is None where the answer comes in chunks or ends with its connection."""
         arm, request, record = self.arm, self.request, self.record
         assert arm
+        if status == 503 and self.kept is not None and len(self._turns) > 1:
+            self._turned_away(arm)
+            return
         self.answered = True
         self.kept, request.line, request.fields = None, b"", b""  # never sent again, and a stream may last
         record.status, record.served, record.digest = status, arm.name, arm.digest
@@ -263,8 +266,18 @@ class Exchange:
             self.record.fallback = why
         self._turns = self._turns[1:]
 
+    def _turned_away(self, arm: Arm) -> None:
+        """The arm takes nothing now, as while it starts or stops: the next one is asked."""
+        assert self.upstream
+        self.upstream.close()
+        self._left_by(arm)
+        self._next_arm("503")
+        self.start()
+        self.forward()
+
     def _left_by(self, arm: Arm) -> None:
-        """An attempt has failed; the arm is no longer ours."""
+        """An attempt has failed; the arm is no longer ours, and need not be waited for."""
+        self.client.resume()
         arm.breaker.failure()
         arm.in_flight -= 1
         self.arm = self.upstream = None

@@ -9,7 +9,8 @@ from serve.router.messages import HOP_BY_HOP, RefusedError, named_by_connection
 from serve.router.policy import Limits
 
 # Read by the router itself; each is known by name once a head is complete.
-NOTED = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
+REQUEST_ID = b"x-request-id"
+NOTED = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding", REQUEST_ID))
 NOT_PASSED = HOP_BY_HOP | {b"host", b"expect"}
 HOST = re.compile(rb"[A-Za-z0-9._~:\[\]-]+")
 TARGET = re.compile(rb"/[!-~]*")

@@ -19,7 +19,7 @@ from pydantic_core import to_json
 
 from engines.errors import UserError
 from serve.router.disk import write_whole
-from serve.router.record import Record
+from serve.router.record import REQUEST_ID, Record
 
 FLUSH_S = 0.2
 MOST_WAITING = 50_000  # lines; about 40 MB
@@ -123,6 +123,8 @@ def line(record: Record, offset: float) -> dict[str, Any]:
     if record.method:
         fields["http.request.method"] = record.method.decode("latin-1")
         fields["url.path"] = record.target.partition(b"?")[0].decode("latin-1")
+    if REQUEST_ID.fullmatch(record.request_id):
+        fields["http.request.header.x-request-id"] = [record.request_id.decode()]
     if record.assigned:
         fields["feature_flag.result.variant"] = record.assigned
         fields["feature_flag.result.reason"] = record.reason

@@ -62,7 +62,7 @@ def mirror(router: Router, original: Exchange, body: list[bytes]) -> None:
         time.monotonic(), of.address, of.method, of.target, of.experiment, of.version, mirror=True
     )
     record.assigned, record.reason, record.key = arm, "mirror", of.key
-    record.request_model = of.request_model
+    record.request_model, record.request_id = of.request_model, of.request_id
     nobody = Nobody(router)
     nobody.exchange = Exchange(nobody, live, record, replace(original.request), (live.arms[arm],))
     nobody.exchange.kept = list(body)

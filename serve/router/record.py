@@ -11,6 +11,7 @@ IDENTITY = re.compile(rb'"id":\s*"([^"\\]{1,256})"')
 FINISH = re.compile(rb'"finish_reason":\s*"([a-z_]{1,64})"')
 INPUT = re.compile(rb'"prompt_tokens":\s*(\d{1,12})')
 OUTPUT = re.compile(rb'"completion_tokens":\s*(\d{1,12})')
+REQUEST_ID = re.compile(rb"[!-~]{1,128}")  # what an arm takes as one, too
 OVERLAP = 256  # bytes looked at again, when a piece ends within an event
 
 
@@ -47,6 +48,7 @@ class Record:
     mirror: bool = False
     status: int = 0
     error: str | None = None
+    request_id: bytes = b""  # that the client gave
     request_model: bytes | None = None
     response_model: bytes | None = None
     response_id: bytes | None = None

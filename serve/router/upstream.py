@@ -144,6 +144,8 @@ class Upstream(asyncio.Protocol):
             self._lost("garbage")
         else:
             self.head_bytes += 0 if self.headed else len(data)
+            if self.exchange is None:
+                return  # the head was reason enough to ask another arm
             if self.complete:
                 self._finish()
             elif self.head_bytes > MAX_HEAD:

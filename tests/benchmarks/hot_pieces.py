@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -121,3 +124,15 @@ def test_detokenise_an_answer(benchmark: Any, floor: Floor, processor: Processor
 
     floor(read=8 * len(ids))
     benchmark(all_tokens)
+
+
+@pytest.mark.parametrize("package", ["build", "bench", "serve", "engines", "quantize"])
+def test_help(benchmark: Any, package: str) -> None:
+    """From the command to its help, a process of its own; beside it one that does nothing."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    benchmark.extra_info["floor"] = time.perf_counter() - began
+    command = [sys.executable, "-m", package, "--help"]
+    benchmark.pedantic(
+        subprocess.run, args=(command,), kwargs={"check": True, "capture_output": True}, rounds=5
+    )
