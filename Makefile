@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all stack reference test check fuzz bench quality gpu audit
+.PHONY: setup all stack reference test check fuzz crash bench quality gpu audit
 
 setup: .venv/ready  ## .venv from the lock
 
@@ -26,6 +26,9 @@ test: setup check  ## everything CI holds the project to
 
 fuzz: setup  ## 5,000 hostile requests of each kind to an arm
 	$(VENV)/python -m pytest tests/test_arm_fuzz.py -s --fuzz 5000
+
+crash: setup  ## `build all` killed at 50 random moments, publish and pull at 150 each
+	$(VENV)/python -m pytest tests/test_crash.py -s --crashes 50
 
 bench: setup  ## how long the hot pieces take beside the machine's floor; ARTIFACT=DIR for one of your own
 	$(VENV)/python -m pytest tests/benchmarks/hot_pieces.py tests/benchmarks/scripted_speculation.py \

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from bench.options import add_models
 from bench.server_options import add_servers
 from engines.arguments import describe
-from engines.errors import UserError
+from engines.errors import reason
 
 MODULES = {"history": "bench.history.commands", "endurance": "bench.endurance.commands"}
 
@@ -31,13 +31,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code; usage errors are argparse's."""
     options = parser().parse_args(arguments)
-    commands = importlib.import_module(MODULES.get(options.command, "bench.commands"))
     try:
+        commands = importlib.import_module(MODULES.get(options.command, "bench.commands"))
         return int(getattr(commands, options.command.replace("-", "_"))(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: cannot use {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+    except Exception as error:
+        if (told := reason(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
     return 1
 
 

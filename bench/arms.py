@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import UserError
+from engines.errors import UserError, reason
+from engines.lifetime import end_with
 
 if TYPE_CHECKING:
     from engines.processor import Inputs
@@ -48,7 +50,7 @@ def in_a_process(directory: Path, device: str = "cpu") -> Iterator[Arm]:
     """
     context = get_context("spawn")
     pipe, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(directory, device, theirs), daemon=True)
+    process = context.Process(target=_serve, args=(os.getpid(), directory, device, theirs), daemon=True)
     process.start()
     theirs.close()
 
@@ -76,14 +78,17 @@ def in_a_process(directory: Path, device: str = "cpu") -> Iterator[Arm]:
         process.join()
 
 
-def _serve(directory: Path, device: str, pipe: Connection) -> None:
+def _serve(parent: int, directory: Path, device: str, pipe: Connection) -> None:
     """An arm's process: what is wrong with the folder, or None; then stamps for all that it is asked."""
     from engines.session import open_session
 
+    end_with(parent)
     try:
         session = open_session(directory, device=device)
-    except UserError as error:
-        return pipe.send(str(error))
+    except Exception as error:
+        if (told := reason(error)) is None:
+            raise
+        return pipe.send(told)
     pipe.send(None)
     with no_garbage_collection():
         while True:

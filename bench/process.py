@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from engines.errors import UserError
+from engines.errors import UserError, reason
+from engines.lifetime import end_with
 
 Result = TypeVar("Result")
 
@@ -21,12 +24,13 @@ def apart(
     """`function(*args, **kwargs)` in a fresh process: what it returns or raises.
 
     function: one that a module defines. It gets `progress`, where there is one, to call with plain values.
-    Raises UserError too when the process dies.
+    Raises UserError too when the process dies. When this one dies, that one does.
     """
     context = get_context("spawn")
     pipe, theirs = context.Pipe(duplex=False)
+    named = (function.__module__, function.__qualname__)
     process = context.Process(
-        target=_run, args=(theirs, function, args, kwargs, progress is not None), daemon=True
+        target=_run, args=(os.getpid(), theirs, named, args, kwargs, progress is not None), daemon=True
     )
     process.start()
     theirs.close()
@@ -54,18 +58,22 @@ def apart(
 
 
 def _run(
+    parent: int,
     pipe: Connection,
-    function: Callable[..., Any],
+    named: tuple[str, str],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     reporting: bool,
 ) -> None:
+    end_with(parent)
     if reporting:
         kwargs["progress"] = lambda *step: pipe.send(("step", step))
     try:
+        function = getattr(import_module(named[0]), named[1])  # which may take more memory than there is
         outcome = ("returned", function(*args, **kwargs))
     except Exception as error:
-        outcome = ("raised", error)
+        told = reason(error)
+        outcome = ("raised", UserError(told) if told else error)
     except KeyboardInterrupt:  # the terminal interrupts both; the parent says so
         return
     pipe.send(outcome)

@@ -22,16 +22,30 @@ def write_records(path: Path, records: Iterable[Any]) -> None:
             file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
 
 
-def read_records(path: Path, kind: type[T]) -> list[T]:
-    """Reads what `write_records` wrote. Raises UserError naming file and line."""
+def append_records(path: Path, records: Iterable[Any]) -> None:
+    """Adds them to a file; what a crash or a full disk had cut off there is dropped before."""
+    lines = "".join(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in records)
+    with Path(path).open("ab+") as file:
+        file.seek(0)
+        written = file.read()
+        file.truncate(written.rfind(b"\n") + 1)
+        file.write(lines.encode())
+
+
+def read_records(path: Path, kind: type[T], *, appended: bool = False) -> list[T]:
+    """Reads what was written. Raises UserError naming file and line.
+
+    appended: to such a file, whose last line may have been cut off, and then is none.
+    """
     adapter = TypeAdapter(kind)
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        content = Path(path).read_bytes()
+        lines = content[: content.rfind(b"\n") + 1 if appended else None].decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     records = []
     for number, line in enumerate(lines, start=1):
-        if not line:
+        if not line.strip():
             continue
         try:
             records.append(adapter.validate_json(line))

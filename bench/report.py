@@ -19,6 +19,7 @@ from bench.power import UNREADABLE
 from bench.resources import human_size
 from bench.sentences import sentence, title, whole
 from bench.slices import slice_table
+from engines.artifact import write_whole
 
 __all__ = ["VariantEvidence", "write_report"]
 
@@ -71,7 +72,7 @@ def write_report(
         commands=_commands(summary),
         environment=_environment(summary),
     )
-    Path(out).write_text(page, encoding="utf-8")
+    write_whole(Path(out), page)
 
 
 def _subtitle(summary: Mapping[str, Any], baseline: VariantEvidence) -> str:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engines.config import ModelConfig
 from engines.device import Watch
 from engines.errors import UserError
+from engines.lifetime import bound
 from engines.processor import Inputs, Media
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def peak_memory(directory: Path, *, context: int, batch: int, device: str = "cpu
     ]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with nullcontext() if device == "cpu" else Watch() as watch:
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+        done = subprocess.run(
+            bound(command), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+        )
     conditions = f"{directory} at context {context} x batch {batch}"
     if done.returncode < 0:
         raise UserError(

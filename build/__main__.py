@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.arguments import describe
-from engines.errors import UserError
+from engines.errors import UserError, reason
 
 MODULES = {
     "select": "build.select.commands",
@@ -142,13 +142,11 @@ def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    # A machine that serves has none of what a build needs: these commands load no more than they use.
-    module = importlib.import_module(MODULES.get(options.command, "build.commands"))
     try:
+        _check_names(sys.argv[1:] if arguments is None else arguments)
+        # A machine that serves has none of what a build needs: these commands load no more than they use.
+        module = importlib.import_module(MODULES.get(options.command, "build.commands"))
         return int(getattr(module, f"{options.command}_command")(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
         where = error.filename or getattr(options, "out", "a file")
         told = f"error: {where}: {error.strerror or error}"
@@ -160,6 +158,20 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (line := reason(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+
+
+def _check_names(words: list[str]) -> None:
+    """UserError for the name of a file that no document can hold, before any work."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(
+                f"{word!r} is no UTF-8, which manifests and reports need: rename it, or make a link"
+            )
 
 
 def _positive(text: str) -> int:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from bench.breakdown import breakdown
 from bench.history.runs import FILE, append_build
 from bench.resources import largest_process
@@ -22,7 +24,7 @@ from build.recipe import BASELINES, KINDS, Recipe
 from build.release.verdict import refusal
 from build.source import Source
 from build.store import Entry
-from engines.artifact import write_json
+from engines.artifact import write_json, write_whole
 from engines.errors import UserError
 
 
@@ -134,12 +136,13 @@ def build_all(recipe: Recipe, source: Source, out: Path, place: Place, console: 
         "environment": environments["cpu"],
         "variants": rows,
     }
-    write_json(folder / "summary.json", summary)
     examples = differing(built)
-    (folder / "summary.md").write_text(markdown(summary, examples))
-    report(summary, built, gates, timings, examples, folder / "report.html")
     answers = {variant: built.observations(variant) for variant in built.artifacts}
-    append_build(folder / FILE, summary, gates, answers, datetime.now(UTC).isoformat(timespec="seconds"))
+    with FileLock(folder / ".summary.lock"):  # two builds at once take turns
+        write_json(folder / "summary.json", summary)
+        write_whole(folder / "summary.md", markdown(summary, examples))
+        report(summary, built, gates, timings, examples, folder / "report.html")
+        append_build(folder / FILE, summary, gates, answers, datetime.now(UTC).isoformat(timespec="seconds"))
     return summary
 
 

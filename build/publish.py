@@ -1,10 +1,13 @@
 """A variant that passed becomes ``<out>/<model>/<variant>/``: its files, its manifest, and the evidence.
 
-Files are hard links into the store. The folder is replaced by renames, so a reader never sees half of one.
+Files are hard links into the store. The folder is exchanged for the older one in one step, so a reader always
+sees one of the two, and a crash leaves one of the two.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +22,7 @@ from engines.artifact import MANIFEST, Manifest, damage, hash_folder, write_json
 from engines.errors import UserError
 
 EVIDENCE = "evidence"
+FROM_HERE, EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 
 def publish(
@@ -54,17 +58,34 @@ def replaced(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     with FileLock(target.with_name(f".{target.name}.lock")):
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _clear(target, fresh, old)
         fresh.mkdir()
         try:
             yield fresh
-            if target.exists():
+            if not target.exists():
+                fresh.replace(target)
+            elif not _exchange(fresh, target):
                 target.replace(old)
-            fresh.replace(target)
+                fresh.replace(target)
         finally:
-            for leftover in (fresh, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+            _clear(target, fresh, old)
+
+
+def _clear(target: Path, fresh: Path, old: Path) -> None:
+    """Removes what is not in place; where a crash between two renames left nothing, the older is put back."""
+    if old.exists() and not target.exists():
+        old.replace(target)
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step; False, with nothing done, where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    done: int = rename(FROM_HERE, os.fsencode(one), FROM_HERE, os.fsencode(other), EXCHANGE)
+    return done == 0
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from build import shared
 from build.code import code_version
 from engines.artifact import MANIFEST, Manifest, canonical_digest, damage, hash_folder
+from engines.errors import UserError
 
 # Makes the folder `out`, may keep state in `scratch`, returns further fields of the manifest.
 Run = Callable[[Path, Path], dict[str, Any]]
@@ -104,24 +105,29 @@ class Store:
         folder = self.folder(work)
         if not (folder / MANIFEST).is_file():
             return self._why_missing(work)
-        manifest = Manifest.read(folder)
+        try:
+            manifest = Manifest.read(folder)
+        except UserError as error:
+            return f"damaged: {error}"
         broken = damage(folder, manifest)
         return f"damaged: {broken[0]}" if broken else Entry(folder, manifest, cached=True, reason="cache hit")
 
     def do(self, work: Work, run: Run) -> Entry:
         """Returns the finished work, doing it first where it must be done. Safe beside other runs."""
         folder = self.folder(work)
+        partial = folder.with_name(f".{folder.name}.partial")
         with self._alone(folder):
             found = self.find(work)
             if isinstance(found, str) and self._fetch(folder):
                 found = Entry(folder, Manifest.read(folder), cached=True, reason=f"fetched from {self.url}")
             if isinstance(found, Entry):
                 self.say(f"{work.stage} {work.name}: {found.reason}")
+                _remove(partial)  # of a run that was killed when all but this was done
                 if self.url and not shared.has(self.url, folder):
                     shared.send(self.url, folder)
                 return found
             self.say(f"{work.stage} {work.name}: {found}")
-            entry = self._run(work, run, folder, reason=found)
+            entry = self._run(work, run, folder, partial, reason=found)
             if self.url:
                 shared.send(self.url, folder)
             return entry
@@ -156,8 +162,7 @@ class Store:
         finally:
             lock.release()
 
-    def _run(self, work: Work, run: Run, folder: Path, reason: str) -> Entry:
-        partial = folder.with_name(f".{folder.name}.partial")
+    def _run(self, work: Work, run: Run, folder: Path, partial: Path, reason: str) -> Entry:
         out, scratch = partial / "out", partial / "scratch"
         _remove(out)
         scratch.mkdir(parents=True, exist_ok=True)
@@ -187,15 +192,13 @@ class Store:
 
     def _why_missing(self, work: Work) -> str:
         """Compares with the newest finished work of the same stage and name."""
-        finished = sorted(
-            (self.root / work.stage).glob(f"{work.name}-*/{MANIFEST}"), key=lambda path: path.stat().st_mtime
-        )
-        before = [
-            Manifest.read(path.parent) for path in finished if len(path.parent.name) == len(work.name) + 17
-        ]
-        if not before:
+        finished: dict[float, Manifest] = {}
+        for path in (self.root / work.stage).glob(f"{work.name}-{'?' * 16}/{MANIFEST}"):
+            with suppress(UserError, OSError):  # damaged, or just being replaced: it explains nothing
+                finished[path.stat().st_mtime] = Manifest.read(path.parent)
+        if not finished:
             return "not built yet"
-        return "rebuilt: " + "; ".join(_differences(before[-1], work) or ["its key changed"])
+        return "rebuilt: " + "; ".join(_differences(finished[max(finished)], work) or ["its key changed"])
 
 
 def _differences(old: Manifest, work: Work) -> list[str]:

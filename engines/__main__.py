@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from engines.arguments import describe
-from engines.errors import UserError
+from engines.errors import UserError, reason
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,11 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"export": _export, "tensorrt": _tensorrt, "run": _run}
     try:
         commands[arguments.command](arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
         print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if (told := reason(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 1
     return 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,16 +140,22 @@ def damage(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces ``path`` in one step: readers see the old document or the new one, never half of it."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Replaces ``path`` by a JSON document, as `write_whole` does."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces ``path`` in one step: readers see the old text or the new one, never half of it.
+
+    Two that write the same file must take turns. What a killed one leaves, the next one overwrites.
+    """
+    temporary = path.with_name(f".{path.name}.new")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

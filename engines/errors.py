@@ -1,6 +1,13 @@
-"""The one error a user is meant to read."""
+"""The one error a user is meant to read; and memory that ran out, which every library says in its own way."""
 
 from __future__ import annotations
+
+import re
+
+NO_MEMORY = re.compile(  # of the system, torch, onnxruntime and C++, the dynamic linker, Python's threads
+    "(cannot|can't) allocate memory|bad_alloc|bad allocation|failed to map segment|can't start new thread",
+    re.IGNORECASE,
+)
 
 
 class UserError(ValueError):
@@ -14,3 +21,12 @@ class UserError(ValueError):
         super().__init__(
             "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         )
+
+
+def reason(error: Exception) -> str | None:
+    """In one line what is no bug: the message of a UserError, or that memory ran out. None for all else."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return "out of memory: close other programs, raise the limit (ulimit, a container's), or ask for less"
+    return None

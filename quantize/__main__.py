@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.arguments import above_zero
-from engines.errors import UserError
+from engines.errors import UserError, reason
 
 CALIBRATION = Path(__file__).with_name("calibration.jsonl")
 
@@ -93,11 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress=report,
             )
         shutil.rmtree(work_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
         print(f"error: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if (told := reason(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 1
     if options.json:
         print(json.dumps({"path": str(out), **summary}))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from engines.arguments import describe
-from engines.errors import UserError
+from engines.errors import reason
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,11 +16,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser(words[0] if words else "--help").parse_args(words)
     try:
         _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
         print(f"error: {error.filename or 'a socket'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if (told := reason(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 1
     return 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from engines.errors import UserError
+from engines.lifetime import bound
 from serve.router.policy import Policy
 from serve.router.reading import read_policy
 
@@ -130,9 +131,9 @@ def _relay(
 def started(
     command: Sequence[str], stop_s: float, stderr: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program until the block ends; then it may take `stop_s` to end by itself."""
+    """A program until the block ends; then it may take `stop_s` to end by itself. Killed when we are."""
     # In a session of its own: Ctrl-C reaches us alone, and the router drains before its arms end.
-    process = subprocess.Popen(command, stderr=stderr, start_new_session=True, bufsize=0)
+    process = subprocess.Popen(bound(command), stderr=stderr, start_new_session=True, bufsize=0)
     try:
         yield process
     finally:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=20, help="hostile requests of each kind to make up")
+    parser.addoption("--crashes", type=int, default=1, help="random moments to kill `build all` at")
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,13 @@ made, and keeps the score of every item, so that two builds can be compared item
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.accuracy import Observation, by_task
-from bench.records import read_records
+from bench.records import append_records, read_records
 from bench.verdict import Gate
 
 FILE = "history.jsonl"
@@ -60,14 +59,13 @@ def append_build(
     time: str,
 ) -> None:
     """Adds a line for each variant of a build. `summary` is what `build all --json` prints."""
-    lines = [asdict(run) for run in _runs(summary, gates, answers, time)]
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    append_records(path, _runs(summary, gates, answers, time))
 
 
 def read_history(paths: Sequence[Path]) -> list[Run]:
     """All lines of several files, oldest first. Raises UserError naming file and line."""
-    return sorted((run for path in paths for run in read_records(path, Run)), key=lambda run: run.time)
+    found = (run for path in paths for run in read_records(path, Run, appended=True))
+    return sorted(found, key=lambda run: run.time)
 
 
 def _runs(

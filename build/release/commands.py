@@ -94,9 +94,9 @@ def _publish(artifact: Path, to: str, signer: Path | Keyless | None) -> Json:
     if reference.digest:
         raise UserError(f"--to {to}: a digest follows from the content; give a tag, or none")
     reference = replace(reference, tag=reference.tag or variant)
-    sessions = Sessions(artifact.with_name(f".{variant}.uploads.json"))
     siblings = Siblings(artifact.with_name(".published.json"))
     with beside(artifact) as fresh, Registry(reference) as registry:
+        sessions = Sessions(artifact.with_name(f".{variant}.uploads.json"))
         stage(artifact, fresh, signer)
         pushed = push(fresh, model, reference.last, registry, sessions, siblings.of(reference))
     siblings.remember(reference)

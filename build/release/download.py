@@ -40,10 +40,11 @@ def download_blob(
     registry: Registry, digest: str, name: str, size: int, folder: Path, report: Report
 ) -> Path:
     target = folder / digest.removeprefix("sha256:")
-    if target.is_file():  # of an earlier run, which had checked it
+    if target.is_file() and hash_file(target).sha256 == target.name:  # of an earlier run
         report(digest, size)
         return target
     partial = target.with_suffix(".part")
+    resumed = partial.is_file()
     for attempt in range(TRIES):
         try:
             _fetch(registry, digest, name, size, partial, report)
@@ -62,6 +63,8 @@ def download_blob(
         registry.pause(2.0**attempt)
     if partial.stat().st_size != size or f"sha256:{hash_file(partial).sha256}" != digest:
         partial.unlink()
+        if resumed:  # it may be what an earlier run left that is damaged: once more, from the beginning
+            return download_blob(registry, digest, name, size, folder, report)
         raise UserError(
             f"{name}: what the registry sent is not what its digest says ({digest[:19]}…): tampered with or "
             "damaged; nothing was installed"

@@ -17,7 +17,7 @@ ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG = "application/vnd.cncf.model.config.v1+json"
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"  # by which ORAS and others name files
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+PLAIN = re.compile(r"\w[\w .-]*")  # a folder's name, in any script: neither hidden nor a way out
 EMPTY = "application/vnd.oci.empty.v1+json"  # the two bytes {}
 EMPTY_DIGEST = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 DIGEST = re.compile("sha256:[0-9a-f]{64}")
@@ -102,13 +102,22 @@ def attachment(subject: Json, kind: str, blob: Json) -> Json:
     }
 
 
+def title(model: str, variant: str | None) -> str:
+    """What an artifact calls itself. UserError where `folder` would refuse it."""
+    if not PLAIN.fullmatch(model):
+        raise UserError(
+            f"the model's folder is {model!r}: expected letters, digits, spaces and .-_ ; rename it"
+        )
+    return f"{model}/{variant}"
+
+
 def folder(document: Json, name: str) -> Path:
     """<model>/<variant> as the artifact calls itself, each a plain name."""
     annotations = document.get("annotations")
-    title = annotations.get(TITLE) if isinstance(annotations, dict) else None
-    parts = str(title).split("/")
+    called = annotations.get(TITLE) if isinstance(annotations, dict) else None
+    parts = str(called).split("/")
     if len(parts) != 2 or not all(PLAIN.fullmatch(part) for part in parts):
-        raise UserError(f"{name}: its title is {title!r}, expected MODEL/VARIANT")
+        raise UserError(f"{name}: its title is {called!r}, expected MODEL/VARIANT")
     return Path(*parts)
 
 

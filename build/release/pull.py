@@ -52,11 +52,10 @@ def pull(registry: Registry, out: Path, signer: Path | Identity | None) -> Pulle
     signatures = vouching[SIGNATURE]
     wanted = {str(entry["digest"]): (path, int(entry["size"])) for path, entry in entries.items()}
     wanted |= {str(entry["digest"]): (SIGNATURE, int(entry["size"])) for entry in signatures}
-    partial.mkdir(parents=True, exist_ok=True)
-    with transfers("download", sum(size for _, size in wanted.values())) as report:
-        download_blobs(registry, wanted, partial, report)
     target = out / modelpack.folder(found[1], name)
-    with replaced(target) as fresh:
+    with replaced(target) as fresh:  # two that pull the same take turns
+        with transfers("download", sum(size for _, size in wanted.values())) as report:
+            download_blobs(registry, wanted, partial, report)
         for path, entry in entries.items():
             link_or_copy(partial / str(entry["digest"]).removeprefix("sha256:"), fresh / path)
         manifest = Manifest.read(fresh)

@@ -48,6 +48,7 @@ def push(
     """Uploads what neither the repository has nor its siblings, then the manifest under `tag`, then its
     referrers."""
     manifest = Manifest.read(folder)
+    annotations = _annotations(model, manifest)
     files = hash_folder(folder, skip=frozenset({ATTESTATIONS}))
     layers = [modelpack.layer(name, file) for name, file in sorted(files.items())]
     config = canonical(modelpack.config(model, manifest, layers))
@@ -60,7 +61,7 @@ def push(
     with transfers(f"upload {manifest.variant}", total) as report:
         sent = upload_blobs(registry, blobs, sessions, report, chunk, siblings)
     described = {"mediaType": modelpack.CONFIG, "digest": digest_of(config), "size": len(config)}
-    image = modelpack.image(described, layers, _annotations(model, manifest))
+    image = modelpack.image(described, layers, annotations)
     digest = registry.put_manifest(tag, image)
     subject = {"mediaType": MANIFEST, "digest": digest, "size": len(canonical(image))}
     for name, kind in attached.items():
@@ -75,7 +76,7 @@ def _annotations(model: str, manifest: Manifest) -> dict[str, str]:
     source = manifest.source
     facts: dict[str, Any] = {
         "created": manifest.created,
-        "title": f"{model}/{manifest.variant}",
+        "title": modelpack.title(model, manifest.variant),
         "licenses": source.get("license"),
         "base.name": source.get("repo"),
         "revision": source.get("commit"),

@@ -6,6 +6,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 from build.release.reference import Reference
 from engines.artifact import write_json
 
@@ -28,6 +30,7 @@ class Siblings:
 
     def remember(self, reference: Reference) -> None:
         """This one was published to."""
-        with suppress(OSError):
-            names = [reference.repository, *self.of(reference)][:MOST]
-            write_json(self.path, self.repositories | {reference.host: names})
+        with suppress(OSError), FileLock(self.path.with_suffix(".lock")):
+            known = Siblings(self.path)  # by now; another variant may have been published meanwhile
+            names = [reference.repository, *known.of(reference)][:MOST]
+            write_json(self.path, known.repositories | {reference.host: names})

@@ -26,7 +26,7 @@ Report = Callable[[str, int], None]  # of a blob, by digest, how many bytes are 
 
 
 class Sessions:
-    """Upload sessions that are open, by digest, in a file: another run may go on with them."""
+    """Upload sessions that are open, by the blob's address, in a file: another run may go on with them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,12 +36,12 @@ class Sessions:
         except (OSError, ValueError):
             self.urls = {}
 
-    def keep(self, digest: str, url: str | None) -> None:
+    def keep(self, blob: str, url: str | None) -> None:
         """Remembers a session, or with None forgets it; where the folder cannot be written none is kept."""
         with self.lock, suppress(OSError):
-            self.urls.pop(digest, None)
+            self.urls.pop(blob, None)
             if url:
-                self.urls[digest] = url
+                self.urls[blob] = url
             if self.urls:
                 write_json(self.path, self.urls)
             else:
@@ -84,11 +84,11 @@ def upload_blob(
 ) -> int:
     """One blob; returns the bytes sent, 0 when the registry has it. The registry checks the digest."""
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    sent = 0
+    sent, blob = 0, registry.url(f"blobs/{digest}")
     for attempt in range(TRIES):
         if registry.has_blob(digest):
             break
-        url, offset = _resume(registry, sessions.urls.get(digest))
+        url, offset = _resume(registry, sessions.urls.get(blob))
         url = url or _start(registry, digest, siblings)
         if url is None:
             break
@@ -96,7 +96,7 @@ def upload_blob(
             while size - offset > chunk:
                 report(digest, offset)
                 url = _patch(registry, url, _read(source, offset, chunk), offset)
-                sessions.keep(digest, url)
+                sessions.keep(blob, url)
                 offset, sent = offset + chunk, sent + chunk
             report(digest, offset)
             _finish(registry, url, digest, _read(source, offset, chunk))
@@ -107,7 +107,7 @@ def upload_blob(
                 lost = f"{_name(source)}: lost at {offset:,} of {size:,} bytes ({error})"
                 raise UserError(f"{registry.reference.host}: {lost}; run it again to go on") from None
             registry.pause(2.0**attempt)
-    sessions.keep(digest, None)
+    sessions.keep(blob, None)
     report(digest, size)
     return sent
 

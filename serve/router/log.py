@@ -36,7 +36,6 @@ class Log:
         self._stdout = stdout
         self._rotate_bytes = rotate_bytes
         self._keep = keep
-        self._offset = time.time() - time.monotonic()
         self._waiting: deque[bytes] = deque()  # appended to by one thread, taken from by the other
         self._stopping = threading.Event()
         self._failing = False
@@ -48,7 +47,7 @@ class Log:
     def write(self, record: Record) -> None:
         """Takes a record; returns at once."""
         if len(self._waiting) < MOST_WAITING:
-            self._waiting.append(to_json(line(record, self._offset)) + b"\n")
+            self._waiting.append(to_json(line(record, clock_offset())) + b"\n")
         else:
             self.dropped += 1
 
@@ -101,6 +100,11 @@ def _try(path: Path) -> None:
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def clock_offset() -> float:
+    """Of Unix time, as it is now: the clock may be set while the router runs."""
+    return time.time() - time.monotonic()
 
 
 def line(record: Record, offset: float) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from engines.errors import UserError
-from serve.router.log import line
+from serve.router.log import clock_offset, line
 from serve.router.record import Record
 
 
@@ -29,15 +28,13 @@ class Exporter:
         exporter = OTLPLogExporter(endpoint=endpoint.rstrip("/") + "/v1/logs")
         self._provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
         self._emit: Callable[..., None] = self._provider.get_logger("router").emit
-        self._offset = time.time() - time.monotonic()
 
     def write(self, record: Record) -> None:
         """One request."""
-        fields = line(record, self._offset)
+        offset = clock_offset()
+        fields = line(record, offset)
         del fields["timestamp"]
-        self._emit(
-            timestamp=int((record.started + self._offset) * 1e9), event_name="request", attributes=fields
-        )
+        self._emit(timestamp=int((record.started + offset) * 1e9), event_name="request", attributes=fields)
 
     def close(self) -> None:
         """Sends what waits."""

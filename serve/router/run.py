@@ -21,6 +21,7 @@ from serve.rollout.driver import Driver
 from serve.router.admin import Admin
 from serve.router.client import Client
 from serve.router.control import Control, open_router
+from serve.router.disk import alone, write_whole
 from serve.router.health import check_forever
 from serve.router.log import Log
 from serve.router.otlp import Exporter
@@ -91,8 +92,9 @@ async def _until_told(options: Options) -> None:
 async def serving(options: Options) -> AsyncIterator[Running]:
     """A router with both ports open; at the end it takes no more and drains."""
     loop = asyncio.get_running_loop()
-    versions, token = Versions(options.state), _token(options.admin_token_file)
     with ExitStack() as closing:
+        closing.enter_context(alone(options.state))
+        versions, token = Versions(options.state), _token(options.admin_token_file)
         exporter = Exporter(options.otlp) if options.otlp else None
         if exporter:
             closing.callback(exporter.close)
@@ -156,8 +158,10 @@ def _token(file: Path) -> str:
     """What the admin port asks for; a new one is made where there is no file."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
-            new.write(secrets.token_urlsafe(32) + "\n")
+        new = file.with_name(f".{file.name}.new")
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT, 0o600))  # nobody else's before there is a token in it
+        write_whole(new, f"{secrets.token_urlsafe(32)}\n".encode(), "wb")
+        new.replace(file)
     token = file.read_text().strip()
     if not token:
         raise UserError(

@@ -37,16 +37,12 @@ class Change:
 
 
 class Versions:
-    """The history in one folder, made when it is not there."""
+    """The history in one folder. Nothing there is touched before the first change."""
 
     def __init__(self, folder: Path) -> None:
         self._policies = folder / "policies"
         self._audit = folder / "audit.jsonl"
-        try:
-            self._policies.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"{folder} is a file: expected a folder for the router's state") from None
-        self.changes = self._read()
+        self.changes, self._cut = _read(self._audit)
 
     @property
     def last(self) -> Change | None:
@@ -59,9 +55,12 @@ class Versions:
             if change.version == version:
                 path = self._file(change.content)
                 try:
-                    return path.read_text(encoding="utf-8")
-                except (OSError, UnicodeDecodeError) as error:
+                    content = path.read_bytes()
+                except OSError as error:
                     raise UserError(f"the policy of version {version} cannot be read: {error}") from None
+                if sha256(content).hexdigest() != change.sha256:
+                    raise UserError(f"{path} is damaged: it is not the text that version {version} was")
+                return content.decode()
         raise UserError(f"no version {version}; the last is {len(self.changes)}")
 
     def before(self) -> int:
@@ -73,6 +72,7 @@ class Versions:
     def put(self, text: str, action: str, by: str, rollout: str = "") -> Change:
         """Keeps a new text as the next version. Returns when it is on disk."""
         version = len(self.changes) + 1
+        self._policies.mkdir(parents=True, exist_ok=True)
         temporary = self._file(version).with_suffix(".new")
         write_whole(temporary, text.encode(), "wb")
         temporary.replace(self._file(version))
@@ -88,26 +88,29 @@ class Versions:
     ) -> Change:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         change = Change(version, content, action, by, sha256(text.encode()).hexdigest(), now, rollout)
+        if self._cut is not None:
+            os.truncate(self._audit, self._cut)
+            self._cut = None
         write_whole(self._audit, json.dumps(asdict(change)).encode() + b"\n", "ab")
         self.changes.append(change)
         return change
 
-    def _read(self) -> list[Change]:
-        if not self._audit.is_file():
-            return []
-        lines = self._audit.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # a crash cut it: the change never was in force
-            os.truncate(self._audit, sum(map(len, lines[:-1])))
-            lines.pop()
-        try:
-            return [Change(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError, RecursionError):
-            raise UserError(
-                f"{self._audit} is damaged: expected one change a line; move the folder away"
-            ) from None
-
     def _file(self, version: int) -> Path:
         return self._policies / f"{version:06d}.yaml"
+
+
+def _read(audit: Path) -> tuple[list[Change], int | None]:
+    """The changes; and where a crash cut off one more, which never was in force, if it did."""
+    if not audit.is_file():
+        return [], None
+    lines, cut = audit.read_bytes().splitlines(keepends=True), None
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+        cut = sum(map(len, lines))
+    try:
+        return [Change(**json.loads(line)) for line in lines], cut
+    except (ValueError, TypeError, RecursionError):
+        raise UserError(f"{audit} is damaged: expected one change a line; move the folder away") from None
 
 
 def read_texts(folder: Path) -> dict[int, str]:
