@@ -33,7 +33,7 @@ def leak():
 if {"arm", "router"} & set(sys.orig_argv):
     threading.Thread(target=leak, daemon=True).start()
 """
-PLAN = Plan(seconds=20, rate=5, restarts=1, policies=6, every_s=0.2)
+PLAN = Plan(seconds=20, rate=5, restarts=1, policies=7, every_s=0.2)
 
 
 @pytest.fixture(scope="module")
