@@ -222,7 +222,7 @@ def test_sizes_are_checked(size: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_with_its_gpu_a_variant_is_measured_beside_the_baseline_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("build.evidence.find_gpu", lambda: Gpu("RTX 4090 D", "sm89", 24 << 30, "580"))
+    monkeypatch.setattr("build.place.find_gpu", lambda: Gpu("RTX 4090 D", "sm89", 24 << 30, "580"))
     monkeypatch.setattr(forecast, "measure_machine", lambda: MACHINE)
     main(["plan", "--json", "--out", str(tmp_path), "--set", "variants=[fp16, onnx-fp16, trt-fp16-sm89]"])
     steps = json.loads(capsys.readouterr().out)["steps"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import av
@@ -75,7 +76,12 @@ def item() -> str:
 
 
 def change() -> str:
-    return json.dumps(asdict(Change(1, 1, "put", "a", 64 * "0", "2026-01-01T00:00:00.000+00:00", ""))) + "\n"
+    return (
+        json.dumps(
+            asdict(Change(1, 1, "put", "a", sha256(b"").hexdigest(), "2026-01-01T00:00:00.000+00:00", ""))
+        )
+        + "\n"
+    )
 
 
 def packed() -> str:
