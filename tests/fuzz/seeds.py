@@ -76,12 +76,8 @@ def item() -> str:
 
 
 def change() -> str:
-    return (
-        json.dumps(
-            asdict(Change(1, 1, "put", "a", sha256(b"").hexdigest(), "2026-01-01T00:00:00.000+00:00", ""))
-        )
-        + "\n"
-    )
+    digest = sha256(b"").hexdigest()
+    return json.dumps(asdict(Change(1, 1, "put", "a", digest, "2026-01-01T00:00:00.000+00:00", ""))) + "\n"
 
 
 def packed() -> str:
