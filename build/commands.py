@@ -151,12 +151,12 @@ def schema_command(options: Namespace) -> int:
 @contextmanager
 def _place(options: Namespace, recipe: Recipe, source: Source, console: Console) -> Iterator[Place]:
     """This machine, or a cluster with --on; of its stages none takes more memory than the baseline's run."""
+    gate, config = recipe.gate, ModelConfig.load(source.path)  # what cannot be built leaves no folder behind
     store = Store(options.out / ".store", console.say, options.store)
     store.root.mkdir(parents=True, exist_ok=True)
     if not options.on:
         yield Here(store)
         return
-    gate, config = recipe.gate, ModelConfig.load(source.path)
     memory = memory_bytes(config, "fp16", recipe.quantize.group_size, gate.context, gate.batch)
     with connected(options.on, store, memory) as cluster:
         yield cluster
