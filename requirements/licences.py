@@ -45,12 +45,11 @@ SHORT = re.compile(r"[^\n]{1,60}")  # others are the licence's whole text
 def licence(name: str) -> str:
     """Of an installed package. Raises ValueError where nothing is known of it."""
     told = cast(Message, distribution(name).metadata)
-    lines = [line for line in told.get_all("Classifier") or [] if line.startswith("License ::")]
-    classifiers = [line.rpartition(" :: ")[2] for line in lines]
+    classifiers = [line for line in told.get_all("Classifier") or [] if line.startswith("License ::")]
     stated = told.get("License") or ""
     if expression := told.get("License-Expression"):
         return str(expression)
-    for found in (READ.get(name), stated, *classifiers):
+    for found in (line.rpartition(" :: ")[2] for line in (READ.get(name, ""), stated, *classifiers)):
         if found and SHORT.fullmatch(found):
             return SPELLED.get(found, found)
     raise ValueError(f"{name} states no licence: read the one it brings, and add it to READ")

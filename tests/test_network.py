@@ -37,6 +37,7 @@ def ran(folder: Path) -> dict[str, Any]:
     around: Sequence[str] = () if refused() else NAMESPACE
     command = [*around, sys.executable, "-m", "tests.offline", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    print(done.stderr)  # what the build said, where it failed
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
