@@ -288,7 +288,7 @@ def test_a_waived_variant_is_published_says_so_and_is_served(
         assert wait_for(said, "selected ").startswith("selected awq-int4-onnx for ")
         wait_for(said, "ready: router")
         answer = client.chat.completions.with_raw_response.create(
-            model="micro", messages=[{"role": "user", "content": "Code of Zafolo?"}], max_tokens=8
+            model="qwen3-vl-micro", messages=[{"role": "user", "content": "Code of Zafolo?"}], max_tokens=8
         )
     assert answer.headers["x-ab-arm"] == "awq-int4-onnx"
     assert answer.headers["x-artifact-digest"] == found["awq-int4-onnx"]["digest"]
