@@ -91,10 +91,14 @@ class Site:
                     found[marks[word]] = pid
         return found
 
+    def breaker(self, arm: str) -> str:
+        """The state of an arm's breaker; nothing where its health check fails."""
+        seen = json.loads(self.admin("GET", "/status")[1])["arms"][arm]
+        return str(seen["breaker"]) if seen["healthy"] else ""
+
     def is_ready(self, arm: str) -> bool:
         """Whether an arm takes requests, and the router would give it one."""
-        seen = json.loads(self.admin("GET", "/status")[1])["arms"][arm]
-        if not seen["healthy"] or seen["breaker"] == "open":
+        if self.breaker(arm) not in ("closed", "half-open"):
             return False
         url = f"http://127.0.0.1:{self.arm_ports[ARMS.index(arm)]}/ready"
         try:
