@@ -34,7 +34,10 @@ def record(event, arguments):
 
 sys.addaudithook(record)
 """
-SMALL = ("evaluate.items=16", "evaluate.fidelity_items=4", "latency.requests=2", "latency.output_tokens=4")
+SMALL = (
+    *("evaluate.items=8", "evaluate.fidelity_items=4", "evaluate.max_tokens=4"),
+    *("latency.requests=2", "latency.output_tokens=2", "latency.most_repeats=2", "latency.batches=[1]"),
+)
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 ELSEWHERE = ("192.0.2.1", 80)  # an address for documentation, RFC 5737
 
