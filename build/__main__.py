@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engines.arguments import describe
+from engines.arguments import describe, positive
 from engines.errors import UserError, reason
 
 MODULES = {
@@ -121,10 +121,10 @@ def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
         help="that may be used, for example 6GB; default all of the device's",
     )
     select.add_argument(
-        "--context", type=_positive, default=2048, metavar="N", help="tokens of each sequence; default 2048"
+        "--context", type=positive, default=2048, metavar="N", help="tokens of each sequence; default 2048"
     )
     select.add_argument(
-        "--batch", type=_positive, default=1, metavar="N", help="sequences at once; default 1"
+        "--batch", type=positive, default=1, metavar="N", help="sequences at once; default 1"
     )
     select.add_argument(
         "--objective",
@@ -172,12 +172,6 @@ def _check_names(words: list[str]) -> None:
             raise UserError(
                 f"{word!r} is no UTF-8, which manifests and reports need: rename it, or make a link"
             )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
-    return int(text)
 
 
 def _bytes(text: str) -> int:

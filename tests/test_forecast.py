@@ -30,7 +30,7 @@ GROUP = 32
 MACHINE = Machine(flops=1e11, read=2e10, hashed=1e9)
 
 
-# Of the published safetensors; the 32B's is counted here.
+# The 8B's is that of the published safetensors; the others are counted here.
 PARAMETERS = {
     "qwen3-vl-2b": 2_127_532_032,
     "qwen3-vl-4b": 4_437_815_808,
