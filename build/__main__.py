@@ -123,9 +123,7 @@ def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
     select.add_argument(
         "--context", type=positive, default=2048, metavar="N", help="tokens of each sequence; default 2048"
     )
-    select.add_argument(
-        "--batch", type=positive, default=1, metavar="N", help="sequences at once; default 1"
-    )
+    select.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences at once; default 1")
     select.add_argument(
         "--objective",
         choices=("latency", "throughput", "accuracy"),
