@@ -212,9 +212,12 @@ def answer_seconds(
     weights = size.decoder_linears * (0.53 if kind.method else 2) + size.embedding * (
         0.53 if kind.method and kind.onnx else 2
     )
-    step = weights / (machine.read * way.decode) + text.num_hidden_layers * way.call_seconds
-    step += 2 * (size.decoder_linears + size.embedding) * (batch - 1) / rate
-    return float(prompts * (per_prompt + encoding) / rate + ceil(prompts / batch) * steps * step)
+    once = weights / (machine.read * way.decode) + text.num_hidden_layers * way.call_seconds
+    step = once + 2 * (size.decoder_linears + size.embedding) * (batch - 1) / rate
+    passes = ceil(load.tokens / CHUNK)  # each widens every weight once, however few its tokens
+    return float(
+        prompts * ((per_prompt + encoding) / rate + passes * once) + ceil(prompts / batch) * steps * step
+    )
 
 
 def seconds(

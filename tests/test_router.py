@@ -533,6 +533,40 @@ def test_breaker_opens_and_one_trial_closes_it(tmp_path: Path) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("fallback", ["", "fallback: [b]\n"], ids=["alone", "beside a dead one"])
+def test_an_arm_on_trial_takes_more_where_no_other_is_left(tmp_path: Path, fallback: str) -> None:
+    """Two ask at once while the arm's breaker is half-open: to refuse the second would surely lose it."""
+    failed, both = False, asyncio.Barrier(2)
+
+    async def script(asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal failed
+        if not failed:
+            failed = True
+            await refuse(asked, reader, writer)
+        await both.wait()
+        writer.write(whole(b"a"))
+
+    async def test() -> None:
+        more = fallback + "retries: 0\nbreaker: {failures: 1, open_s: 0.1}\nhealth: {interval_s: 1000}\n"
+        async with scripted_arm(answers(b"b")) as b:
+            pass
+        async with (
+            scripted_arm(script) as a,
+            routing(tmp_path, policy_text(a, b, more=more)) as router,
+        ):
+            assert (await ask(router.port, request())).status in (502, 503)
+            breaker = router.control.router.live.arms["a"].breaker
+            while breaker.state != "half-open":
+                await asyncio.sleep(0.01)
+            two = await asyncio.gather(*(ask(router.port, request()) for _ in range(2)))
+            assert [answer.body for answer in two] == [b"a", b"a"]
+            assert breaker.state == "closed"
+        lines = log_lines(tmp_path)
+        assert [line.get("ab.fallback") for line in lines[1:]] == [None, None]
+
+    run(test())
+
+
 def test_an_unhealthy_arm_gets_nothing_until_it_is_well(tmp_path: Path) -> None:
     async def test() -> None:
         async with scripted_arm(answers(b"b")) as b:

@@ -20,6 +20,7 @@ from tests.environments import link_packages
 from tests.oci_registry import oci_registry
 
 TOUR = (ROOT / "docs" / "tour.md").read_text()
+ARM = re.compile(r"gptq-int4-onnx|onnx-fp16")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 PATIENCE_S = 1800
 
@@ -119,5 +120,7 @@ def test_the_tour(tmp_path: Path) -> None:
             )
             print(f"{machine}$ {command}\n{done.stdout}", end="")
             assert done.returncode == 0, done.stderr
+            if " select " in command:  # which arm is the faster was measured: a figure like others
+                printed, done.stdout = (ARM.sub("#", text) for text in (printed, done.stdout))
             assert re.fullmatch(pattern(printed), bare(done.stdout), re.DOTALL), (printed, done.stdout)
             actual |= zip(DIGEST.findall(printed), DIGEST.findall(done.stdout), strict=True)

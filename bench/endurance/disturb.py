@@ -17,7 +17,6 @@ from bench.endurance.processes import ARMS, Site
 POLICIES = ("start", "promote", "promote", "rollback", "put", "hangup")  # in turn
 KILLS = {"terminated": signal.SIGTERM, "killed": signal.SIGKILL}
 PATIENCE_S = 120.0  # for an arm to come back
-TRIAL_S = 5.0  # for an arm that is back to be asked by somebody
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,10 @@ def restart_arms(
 
 
 def _until_back(site: Site, name: str, before: int) -> bool:
-    until, ready = time.monotonic() + PATIENCE_S, 0.0
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         if site.processes().get(name, before) != before and site.is_ready(name):
-            # Half-open it takes one request at a time, which is too few while the other arm is away. The
-            # first one closes it; where the split gives it none, it stays so.
-            ready = ready or time.monotonic()
-            if site.breaker(name) == "closed" or time.monotonic() - ready > TRIAL_S:
-                return True
+            return True
         time.sleep(0.1)
     return False
 

@@ -34,13 +34,16 @@ class Arm:
         told_names = (line.partition(b":")[0] for line in self.response_lines.splitlines())
         self.dropped = HOP_BY_HOP.union(told_names)  # of an answer's headers
 
-    def refusal(self) -> str | None:
-        """Why it may not be asked now; or None, and then the breaker has admitted one request."""
+    def refusal(self, pressed: bool = False) -> str | None:
+        """Why it may not be asked now; or None, and then the breaker has admitted one request.
+
+        pressed: no other arm is left, so a trial under way is not waited for.
+        """
         if not self.healthy:
             return "unhealthy"
         if self.in_flight >= self.config.max_requests:
             return "overloaded"
-        return None if self.breaker.admit() else "breaker_open"
+        return None if self.breaker.admit(pressed) else "breaker_open"
 
     def retire(self) -> None:
         """No more requests will come; those in flight finish on their connections."""

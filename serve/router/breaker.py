@@ -1,4 +1,4 @@
-"""A circuit breaker: failures in a row open it, one trial request at a time closes it again."""
+"""A circuit breaker: failures in a row open it, a trial request closes it again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Breaker:
-    """Closed admits all, open none, half-open one request whose outcome decides."""
+    """Closed admits all, open none, half-open one at a time, unless pressed; its outcome decides."""
 
     __slots__ = ("failures", "limit", "open_s", "opened_at", "trial")
 
@@ -24,11 +24,14 @@ class Breaker:
             return "closed"
         return "half-open" if time.monotonic() - self.opened_at >= self.open_s else "open"
 
-    def admit(self) -> bool:
-        """Whether a request may go; each admitted one must end in `success`, `failure` or `abandon`."""
+    def admit(self, pressed: bool = False) -> bool:
+        """Whether a request may go; each admitted one must end in `success`, `failure` or `abandon`.
+
+        pressed: while a trial is under way, too.
+        """
         if self.opened_at is None:
             return True
-        if self.trial or self.state == "open":
+        if self.state == "open" or (self.trial and not pressed):
             return False
         self.trial = True
         return True

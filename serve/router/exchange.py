@@ -6,6 +6,7 @@ import time
 from typing import Protocol
 
 from serve.router.arm import Arm
+from serve.router.attempts import Attempts
 from serve.router.head import Request
 from serve.router.live import Live
 from serve.router.messages import LAST_CHUNK, chunk, error_event, status_line
@@ -32,15 +33,14 @@ class Sink(Protocol):
 
 
 class Exchange:
-    """Asks the assigned arm, again while retries last, then the fallback arms; never once it was answered."""
+    """Asks one arm after the other until one answers, and then no other."""
 
     __slots__ = (
+        "_attempts",
         "_chunks",
         "_event_stream",
         "_out",
-        "_retries",
         "_room",
-        "_turns",
         "answered",
         "arm",
         "client",
@@ -67,8 +67,7 @@ class Exchange:
         self.upstream: Upstream | None = None
         self.kept: list[bytes] | None = []  # of the body, framed, for another attempt
         self._room = live.policy.limits.buffer_bytes
-        self._turns = turns
-        self._retries = live.policy.retries
+        self._attempts = Attempts(turns, record, live.policy.retries)
         self._chunks = False  # the answer goes out in chunks
         self._event_stream = False
         self.waiting = ""  # connect, body, write, first_byte or idle
@@ -78,17 +77,13 @@ class Exchange:
 
     def start(self) -> None:
         """Asks the first arm in turn that may be asked; where none may, the client gets a 503."""
-        while self._turns:
-            arm = self._turns[0]
-            why = arm.refusal()
-            if why is None:
-                arm.in_flight += 1
-                self.arm = arm
-                self.record.attempts += 1
-                self._connect()
-                return
-            self._next_arm(why)
-        self._fail(503, "no arm can take the request now", self.record.fallback or "no_arm")
+        self.arm = self._attempts.take()
+        if self.arm:
+            self.arm.in_flight += 1
+            self.record.attempts += 1
+            self._connect()
+        else:
+            self._fail(503, "no arm can take the request now", self.record.fallback or "no_arm")
 
     def body(self, data: bytes) -> None:
         """A piece of the request's body."""
@@ -196,11 +191,8 @@ class Exchange:
             self._left_by(arm)
             if self.kept is None:
                 self._fail(502, f"the arm failed ({why}); the request is too large to be sent again", why)
-            elif self._retries and arm.name == self.record.assigned:
-                self._retries -= 1
-                self.start()
             else:
-                self._next_arm(why)
+                self._attempts.lost(why)
                 self.start()
         self.forward()
 
@@ -210,7 +202,7 @@ class Exchange:
         """`length` is None where the answer comes in chunks or ends with its connection."""
         arm, request, record = self.arm, self.request, self.record
         assert arm
-        if status == 503 and self.kept is not None and len(self._turns) > 1:
+        if status == 503 and self.kept is not None and self._attempts.others:
             self._turned_away(arm)
             return
         self.answered = True
@@ -261,17 +253,12 @@ class Exchange:
 
     # Ends other than a whole answer.
 
-    def _next_arm(self, why: str) -> None:
-        if self._turns[0].name == self.record.assigned:
-            self.record.fallback = why
-        self._turns = self._turns[1:]
-
     def _turned_away(self, arm: Arm) -> None:
         """The arm takes nothing now, as while it starts or stops: the next one is asked."""
         assert self.upstream
         self.upstream.close()
         self._left_by(arm)
-        self._next_arm("503")
+        self._attempts.skip("503")
         self.start()
         self.forward()
 
