@@ -42,11 +42,11 @@ class Runtime:
     call_seconds: float  # of each layer in each step, however small
 
 
-TRANSFORMERS = Runtime(425_000_000, 6.0, prefill=0.7, decode=0.45, call_seconds=60e-6)
-TRANSFORMERS_INT4 = Runtime(425_000_000, 14.0, prefill=0.6, decode=0.3, call_seconds=60e-6)
-ONNX_DENSE = Runtime(95_000_000, 2.0, prefill=0.7, decode=0.5, call_seconds=10e-6)
+TRANSFORMERS = Runtime(425_000_000, 6.0, prefill=0.7, decode=0.12, call_seconds=60e-6)
+TRANSFORMERS_INT4 = Runtime(425_000_000, 16.0, prefill=0.6, decode=0.05, call_seconds=60e-6)
+ONNX_DENSE = Runtime(95_000_000, 4.0, prefill=0.7, decode=0.15, call_seconds=10e-6)
 TENSORRT = Runtime(500_000_000, 5.0, prefill=1.0, decode=1.0, call_seconds=10e-6)  # never run: a guess
-ONNX_INT4 = Runtime(95_000_000, 2.0, prefill=1.0, decode=0.8, call_seconds=10e-6)
+ONNX_INT4 = Runtime(95_000_000, 6.0, prefill=0.85, decode=0.45, call_seconds=10e-6)
 
 
 @dataclass(frozen=True)
