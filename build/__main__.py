@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engines.arguments import describe, positive
-from engines.errors import UserError, reason
+from engines.arguments import describe, exit_code, parse, positive
+from engines.errors import UserError
 
 MODULES = {
     "select": "build.select.commands",
@@ -139,28 +139,15 @@ def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    try:
+    options = parse(parser(), arguments)
+
+    def command() -> int:
         _check_names(sys.argv[1:] if arguments is None else arguments)
         # A machine that serves has none of what a build needs: these commands load no more than they use.
         module = importlib.import_module(MODULES.get(options.command, "build.commands"))
         return int(getattr(module, f"{options.command}_command")(options))
-    except OSError as error:
-        where = error.filename or getattr(options, "out", "a file")
-        told = f"error: {where}: {error.strerror or error}"
-        print(
-            f"{told}; nothing already built was lost: mend this and run the same command again",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on from here", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if (line := reason(error)) is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 1
+
+    return exit_code(command, getattr(options, "out", "a file"), resumes=True)
 
 
 def _check_names(words: list[str]) -> None:

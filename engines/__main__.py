@@ -10,25 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engines.arguments import describe
-from engines.errors import UserError, reason
+from engines.arguments import describe, exit_code, parse
+from engines.errors import UserError
+from engines.units import human_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 error (2, usage, is argparse's)."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(parser(), argv)
     commands = {"export": _export, "tensorrt": _tensorrt, "run": _run}
-    try:
-        commands[arguments.command](arguments)
-    except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if (told := reason(error)) is None:
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: commands[arguments.command](arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,6 +121,8 @@ def _export(arguments: argparse.Namespace) -> None:
     else:
         export(checkpoint, out, accuracy_level=arguments.accuracy_level)
         record(out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(f"{out}: {human_size(size)}, ONNX graphs and what they need to run")
 
 
 def _tensorrt(arguments: argparse.Namespace) -> None:
@@ -153,7 +146,7 @@ def _tensorrt(arguments: argparse.Namespace) -> None:
         size = (out / name).with_suffix(".engine").stat().st_size
         products = plan.products(NARROW[weights][1]) if weights in NARROW else 0
         print(
-            f"{name}: {size / 1e6:.1f} MB, {len(plan.layers)} kernels, {plan.attention_kernels} of them "
+            f"{name}: {human_size(size)}, {len(plan.layers)} kernels, {plan.attention_kernels} of them "
             f"attention, {products} products with {weights} weights"
         )
 

@@ -17,10 +17,10 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from bench.router.servers import free_port
 from build.cluster import Cluster, connected
 from build.store import Store
 from engines.errors import UserError
+from engines.ports import free_port
 from tests.checkpoints import write_checkpoint
 from tests.live_up import running_up, wait_for
 from tests.ray_cluster import raylet, two_nodes

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from bench.router.servers import free_port
 from engines.errors import UserError
+from engines.ports import free_port
 from serve.router.assignment import Assigner
 from serve.router.reading import parse_policy
 from serve.up import arm_commands, arms
