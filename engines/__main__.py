@@ -77,28 +77,37 @@ def parser() -> argparse.ArgumentParser:
         "--batch", type=int, default=1, metavar="N", help="most sequences together; default 1"
     )
 
-    run = commands.add_parser("run", help="answer one prompt")
+    run = commands.add_parser("run", help="answer one prompt with an artifact or a checkpoint")
     run.add_argument(
-        "artifact", type=Path, metavar="ARTIFACT", help="of ONNX, or a checkpoint (run by transformers)"
+        "artifact",
+        type=Path,
+        metavar="ARTIFACT",
+        help="folder of an ONNX artifact, or of a checkpoint (run by transformers)",
     )
     run.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
     run.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="before it; may be repeated"
+        "--image", action="append", default=[], metavar="FILE", help="picture to show; may be repeated"
     )
     run.add_argument(
-        "--video", action="append", default=[], metavar="FILE", help="before it; may be repeated"
+        "--video", action="append", default=[], metavar="FILE", help="video to show; may be repeated"
     )
     run.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer; default 256")
-    run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    run.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0, the default, takes the likeliest token",
+    )
     run.add_argument(
         "--top-p",
         type=float,
         default=1.0,
         metavar="P",
-        help="of the likeliest tokens, those that make up this probability; default 1, all",
+        help="draw from the likeliest tokens that make up this probability; default 1, all",
     )
     run.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="the K likeliest tokens; default 0, all"
+        "--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; default 0, all"
     )
     run.add_argument(
         "--seed", type=int, default=0, metavar="N", help="equal seeds give equal text; default 0"

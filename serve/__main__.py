@@ -28,7 +28,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
 
         add_options(arm)
     if command != "arm":
-        from serve.router.commands import add_commands
+        from serve.router.options import add_commands
 
         add_commands(commands)
     describe(commands)
