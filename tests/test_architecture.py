@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.conftest import ROOT
 
 # Who may import whom. One ground floor that everybody stands on, one top floor that knows all.
 MAY_IMPORT = {

@@ -22,10 +22,10 @@ from build.store import Store
 from engines.errors import UserError
 from engines.ports import free_port
 from tests.checkpoints import write_checkpoint
+from tests.conftest import ROOT
 from tests.live_up import running_up, wait_for
 from tests.ray_cluster import raylet, two_nodes
 
-ROOT = Path(__file__).resolve().parent.parent
 # Small enough for a test; whether the verdict passes is not the point here, whether it is reached is.
 SMALL = [
     "evaluate.items=40",

@@ -14,8 +14,8 @@ import pytest
 
 from build.recipe import known_fields
 from engines.artifact import Manifest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("build", "quantize", "engines", "bench", "serve")
 
 

@@ -30,8 +30,7 @@ from quantize.layers import LINEARS, Decoder, Group, Statistics, load_layer
 from quantize.methods import Quantized
 from quantize.pipeline import METHODS, quantize_checkpoint
 from tests.checkpoints import write_checkpoint
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.conftest import ROOT
 
 
 def contents(folder: Path) -> dict[str, bytes]:
