@@ -6,10 +6,11 @@ VENV := .venv/bin
 setup: .venv/ready  ## .venv from the lock
 
 .venv/ready: requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: found Python %d.%d, expected 3.11 or newer; name one: make setup PYTHON=python3.12" % sys.version_info[:2])'
 	@echo 'Setting up .venv from requirements/dev.txt, 1.5 GB: this takes some minutes, once.'
 	$(PYTHON) -m venv .venv
 	$(VENV)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	touch $@
+	@touch $@
 
 all: setup  ## checkpoint -> ONNX -> INT4 -> measured -> gated -> published
 	$(VENV)/python -m build all
@@ -40,7 +41,7 @@ quality: setup  ## what 4 bits cost the embedded checkpoint: RTN, GPTQ and AWQ; 
 .venv-gpu/ready: requirements/gpu.txt requirements/dev.txt
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/pip install --quiet --disable-pip-version-check -c requirements/dev.txt -r requirements/gpu.txt
-	touch $@
+	@touch $@
 
 gpu: .venv-gpu/ready  ## arms on this machine's NVIDIA GPU; CHECKPOINTS="DIR DIR…", the 16-bit one first
 	.venv-gpu/bin/python -m bench gpu $(or $(CHECKPOINTS),bench/micro/checkpoint)
@@ -48,7 +49,7 @@ gpu: .venv-gpu/ready  ## arms on this machine's NVIDIA GPU; CHECKPOINTS="DIR DIR
 .venv-audit/ready:
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
-	touch $@
+	@touch $@
 
 audit: .venv-audit/ready  ## known vulnerabilities of every locked version; one that PyPI does not know is an error
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements/dev.txt

@@ -9,10 +9,17 @@ from collections.abc import Sequence
 
 from bench.options import add_models
 from bench.server_options import add_servers
-from engines.arguments import describe
-from engines.errors import reason
+from engines.arguments import describe, exit_code, parse
 
-MODULES = {"history": "bench.history.commands", "endurance": "bench.endurance.commands"}
+MODULES = {
+    "latency": "bench.timing",
+    "load": "bench.timing",
+    "open-loop": "bench.timing",
+    "compare": "bench.comparison",
+    "history": "bench.history.commands",
+    "trust": "bench.trust.commands",
+    "endurance": "bench.endurance.commands",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,17 +37,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code; usage errors are argparse's."""
-    options = parser().parse_args(arguments)
-    try:
+    options = parse(parser(), arguments)
+
+    def command() -> int:
         commands = importlib.import_module(MODULES.get(options.command, "bench.commands"))
         return int(getattr(commands, options.command.replace("-", "_"))(options))
-    except OSError as error:
-        print(f"error: cannot use {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-    except Exception as error:
-        if (told := reason(error)) is None:
-            raise
-        print(f"error: {told}", file=sys.stderr)
-    return 1
+
+    return exit_code(command)
 
 
 if __name__ == "__main__":

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from bench.accuracy import summarize, write_observations
-from bench.comparison import EXIT, answers, compare
+from bench.comparison import EXIT, answers
 from bench.planning import items_planned
-from bench.resources import human_size
 from bench.stored import write_run
 from bench.suites.catalogue import load_suite
-from bench.tables import divergence_table, score_table, show
-from bench.timing import latency, open_loop, progress
+from bench.tables import divergence_table, score_table, show, tell
+from bench.timing import progress
 from engines.errors import UserError
 from engines.session import open_session
-
-__all__ = ["compare", "latency", "open_loop"]  # beside the commands below
+from engines.units import human_size
 
 if TYPE_CHECKING:
     from bench.peers.comparison import Comparison
@@ -85,9 +82,9 @@ def peers(options: Namespace) -> int:
         folder=options.envs,
         rounds=options.rounds,
         threads=options.threads or os.cpu_count() or 1,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        tell=tell,
     )
-    _tell(found, COLUMNS, [cells(row) for row in found.rows], options)
+    _present(found, COLUMNS, [cells(row) for row in found.rows], options)
     return 0
 
 
@@ -99,13 +96,13 @@ def gpu(options: Namespace) -> int:
         options.checkpoints,
         folder=options.work,
         rounds=options.rounds,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        tell=tell,
     )
-    _tell(found, COLUMNS, [cells(row, found.results) for row in found.rows], options)
+    _present(found, COLUMNS, [cells(row, found.results) for row in found.rows], options)
     return 0
 
 
-def _tell(
+def _present(
     found: Comparison, columns: Sequence[str], lines: Sequence[Sequence[str]], options: Namespace
 ) -> None:
     """A comparison on the terminal and in its files."""
@@ -113,44 +110,10 @@ def _tell(
     for line in lines:
         shown.add_row(*line)
     for name, reason in found.results.problems.items():
-        print(f"{name} not measured: {reason}", file=sys.stderr)
+        tell(f"{name} not measured: {reason}")
     written = [str(path) for path in found.write(options.out)]
-    print(f"written: {', '.join(written)}", file=sys.stderr)
+    tell(f"written: {', '.join(written)}")
     show(shown, found.document, options)
-
-
-def load(options: Namespace) -> int:
-    """Several numbers of clients in turn; exit code 1 when any request failed."""
-    from bench.client import Load
-    from bench.load import run
-
-    asked = Load(
-        url=options.url.rstrip("/").removesuffix("/v1"),
-        seconds=options.seconds,
-        output_tokens=options.output_tokens,
-        images=options.images / 100,
-        image_size=options.image_size,
-        seed=options.seed,
-        key=options.api_key_file.read_text().strip() if options.api_key_file else None,
-    )
-    columns = "clients requests errors turned_away tokens/s × ttft_p50_ms ttft_p95_ms gap_p99_ms gap_max_ms"
-    columns += " gap_p99_beside_pictures_ms memory"
-    shown = Table(*(name.replace("_", " ") for name in columns.split()), box=None, header_style="bold")
-    found: list[dict[str, Any]] = []
-    for clients in options.clients:
-        tally = run(asked, clients)
-        found.append({"clients": clients, **tally.summary()})
-        ratio = tally.tokens_per_s / (found[0]["output_tokens_per_s"] or 1)
-        failed, memory = sum(tally.errors.values()), tally.memory[-1] if tally.memory else None
-        shares = [("ttft_ms", "p50"), ("ttft_ms", "p95"), ("gap_ms", "p99"), ("gap_ms", "max")]
-        shares.append(("gap_beside_pictures_ms", "p99"))
-        figures = [tally.tokens_per_s, ratio, *(found[-1][name].get(share, 0) for name, share in shares)]
-        counts = map(str, (clients, tally.requests, failed, tally.turned_away))
-        shown.add_row(*counts, *(f"{value:,.3g}" for value in figures), human_size(memory) if memory else "-")
-        for reason, count in tally.errors.items():
-            print(f"{clients} clients, {count} times: {reason}", file=sys.stderr)
-    show(shown, {"url": asked.url, "rounds": found}, options)
-    return int(any(entry["errors"] for entry in found))
 
 
 def router(options: Namespace) -> int:
@@ -160,13 +123,6 @@ def router(options: Namespace) -> int:
     shown, result = compare(options)
     show(shown, result, options)
     return 0
-
-
-def trust(options: Namespace) -> int:
-    """How often the gate errs about candidates whose truth is known."""
-    from bench.trust.commands import trust as planted
-
-    return planted(options)
 
 
 def micro(options: Namespace) -> int:

@@ -13,8 +13,8 @@ from bench.accuracy import Observation
 from bench.charts import Format, Mark, Series, ecdf, forest, heatmap, scatter
 from bench.gate import Gate, Row
 from bench.latency import Timing, table
-from bench.resources import human_size
 from bench.statistics import Interval, median_ratio
+from engines.units import human_size
 
 ALL = "all items"
 Colours = Mapping[str, int]  # variant -> place in the page's palette

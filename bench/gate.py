@@ -13,10 +13,10 @@ from bench.accuracy import Observation
 from bench.growth import grows
 from bench.noise import slower
 from bench.noninferiority import no_answers, overall, slices
-from bench.resources import human_size
 from bench.statistics import Interval, wilson_interval
 from bench.verdict import Check, Fields, Gate, Limits, Measurements, Row, Verdict, at_most, missing
 from bench.waivers import waive
+from engines.units import human_size
 
 __all__ = ["Check", "Gate", "Limits", "Measurements", "Row", "Verdict", "gate"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench.resources import human_size
 from bench.statistics import Interval
 from bench.verdict import Check, Fields, Limits, Measurements, Verdict, missing
+from engines.units import human_size
 
 MIN_REQUESTS = 8  # the interval of fewer says little
 

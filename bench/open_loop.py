@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from bench.client import Load, TurnedAwayError, chunks, first_model, has_words, question, tokens_of, words
+from bench.client import (
+    PICTURE,
+    Load,
+    TurnedAwayError,
+    chunks,
+    first_model,
+    has_words,
+    question,
+    tokens_of,
+    words,
+)
 from bench.latency import AGAIN, QUANTILES, order
 from bench.statistics import Array, Interval, median_ratio
 
@@ -136,7 +146,7 @@ def one_by_one(load: Load, bodies: Sequence[bytes]) -> list[Asked]:
 
 def ask(load: Load, body: bytes, due: float) -> Asked:
     """One request, sent now."""
-    asked = Asked(due, time.perf_counter(), b'"image_url"' in body)
+    asked = Asked(due, time.perf_counter(), PICTURE in body)
     first, last, tokens = 0.0, 0.0, 0
     try:
         for chunk in chunks(load, body):

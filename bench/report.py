@@ -16,10 +16,10 @@ from bench.figures import VariantEvidence, accuracy_row, figures, signed, speed
 from bench.gate import Check, Limits, Verdict
 from bench.latency import table
 from bench.power import UNREADABLE
-from bench.resources import human_size
 from bench.sentences import sentence, title, whole
 from bench.slices import slice_table
 from engines.artifact import write_whole
+from engines.units import human_size
 
 __all__ = ["VariantEvidence", "write_report"]
 

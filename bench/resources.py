@@ -96,13 +96,6 @@ def disk_bytes(directory: Path) -> int:
     return sum(files.values())
 
 
-def human_size(size: float) -> str:
-    """Decimal units, as limits are stated: 6 GB is 6,000,000,000 bytes."""
-    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-    scale, unit = next(((s, u) for s, u in units if abs(size) >= 0.9995 * s), (1.0, "B"))
-    return f"{size / scale:.3g} {unit}"
-
-
 def fill(directory: Path, context: int, batch: int, device: str = "cpu") -> Memory:
     """The measurement itself, to be made in a process of its own."""
     from engines.session import open_session

@@ -10,29 +10,24 @@ from __future__ import annotations
 
 import json
 import re
-import string
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SECONDS = 2.0  # an answer that is off by more, or tells no time, counts as off by this much
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
-WORDS = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
+from bench.extraction import (
+    ARTICLES,
+    WORDS,
+    as_number,
+    boxes_in,
+    json_in,
+    list_in,
+    numbers_in,
+    plain,
+    vqa_words,
+    words_in,
 )
+
+SECONDS = 2.0  # an answer that is off by more, or tells no time, counts as off by this much
 
 
 def score(metric: str, text: str, answer: str) -> float:
@@ -52,7 +47,7 @@ def exact(text: str, answer: str) -> float:
 
 def words(text: str, answer: str) -> float:
     """The same words in the same order, whatever their case and punctuation."""
-    return float(_words(text) == _words(answer))
+    return float(words_in(text) == words_in(answer))
 
 
 def choice(text: str, answer: str) -> float:
@@ -79,19 +74,19 @@ def circular(text: str, answer: str) -> float:
 
 def count(text: str, answer: str) -> float:
     """One whole number, in digits or as a word up to twelve."""
-    found = _numbers(text) or [float(WORDS.index(word)) for word in _words(text) if word in WORDS]
+    found = numbers_in(text) or [float(WORDS.index(word)) for word in words_in(text) if word in WORDS]
     return float(len(found) == 1 and found[0] == float(answer))
 
 
 def number(text: str, answer: str) -> float:
     """One number within 5 %; units and signs of currency are let be."""
-    found = _numbers(text)
+    found = numbers_in(text)
     return float(len(found) == 1 and _close(found[0], float(answer)))
 
 
 def relaxed(text: str, answer: str) -> float:
     """ChartQA: within 5 % if the answer is a number, else the same words; percent signs are dropped."""
-    right, said = _as_number(answer), _as_number(text)
+    right, said = as_number(answer), as_number(text)
     return words(text, answer) if right is None or said is None else float(_close(said, right))
 
 
@@ -99,13 +94,13 @@ def characters(text: str, answer: str) -> float:
     """One minus the character error rate: edits over the length of what is right, 0 from there on."""
     from rapidfuzz.distance import Levenshtein
 
-    said, right = _plain(text), _plain(answer)
+    said, right = plain(text), plain(answer)
     return max(0.0, 1 - int(Levenshtein.distance(said, right)) / len(right))
 
 
 def box(text: str, answer: str) -> float:
     """Intersection over union with the one box told, [x1, y1, x2, y2] or Qwen's (x1,y1),(x2,y2)."""
-    said, right = _boxes(text), json.loads(answer)
+    said, right = boxes_in(text), json.loads(answer)
     if len(said) != 1:
         return 0.0
     (ax, ay, az, aw), (bx, by, bz, bw) = said[0], right
@@ -117,7 +112,7 @@ def box(text: str, answer: str) -> float:
 
 def fields(text: str, answer: str) -> float:
     """F1 over the leaves of a JSON object: a leaf counts if path and value are right."""
-    said, right = _json(text), json.loads(answer)
+    said, right = json_in(text), json.loads(answer)
     if not isinstance(said, dict):
         return 0.0
     told, wanted = dict(_leaves(said)), dict(_leaves(right))
@@ -140,32 +135,32 @@ def tool_call(text: str, answer: str) -> float:
     The answer: {"name": ..., "arguments": ...}. Valid: the tool's name, every argument there and of its type.
     """
     calls = re.findall(r"<tool_call>(.*?)</tool_call>", text, re.DOTALL)
-    said = _json(calls[0]) if len(calls) == 1 else None
+    said = json_in(calls[0]) if len(calls) == 1 else None
     fits = isinstance(said, dict) and said.get("name") == json.loads(answer)["name"]
     return strict_json(calls[0], answer) if fits else 0.0
 
 
 def sequence(text: str, answer: str) -> float:
     """The same list in the same order, separated by commas, arrows, semicolons or lines."""
-    return float(_list(text) == _list(answer))
+    return float(list_in(text) == list_in(answer))
 
 
 def recall(text: str, answer: str) -> float:
     """The share of a JSON list's strings that are told, each as words of its own."""
-    said, wanted = f" {' '.join(_words(text))} ", json.loads(answer)
-    return sum(f" {' '.join(_words(one))} " in said for one in wanted) / len(wanted)
+    said, wanted = f" {' '.join(words_in(text))} ", json.loads(answer)
+    return sum(f" {' '.join(words_in(one))} " in said for one in wanted) / len(wanted)
 
 
 def token_f1(text: str, answer: str) -> float:
     """SQuAD's F1 of words, articles and punctuation aside."""
-    said, right = (Counter(w for w in _words(x) if w not in ("a", "an", "the")) for x in (text, answer))
+    said, right = (Counter(w for w in words_in(x) if w not in ARTICLES) for x in (text, answer))
     shared = sum((said & right).values())
     return 2 * shared / (said.total() + right.total()) if shared else 0.0
 
 
 def seconds(text: str, answer: str) -> float:
     """1 at the right time, 0 from `SECONDS` off: the mean error is `SECONDS` times what is missing to 1."""
-    found = _numbers(text)
+    found = numbers_in(text)
     return max(0.0, 1 - abs(found[0] - float(answer)) / SECONDS) if len(found) == 1 else 0.0
 
 
@@ -173,8 +168,8 @@ def anls(text: str, answer: str) -> float:
     """DocVQA: best normalised similarity to one of a JSON list of answers, below one half none at all."""
     from rapidfuzz.distance import Levenshtein
 
-    said = _plain(text).casefold()
-    best = max(Levenshtein.normalized_similarity(said, _plain(one).casefold()) for one in json.loads(answer))
+    said = plain(text).casefold()
+    best = max(Levenshtein.normalized_similarity(said, plain(one).casefold()) for one in json.loads(answer))
     return best if best >= 0.5 else 0.0
 
 
@@ -196,12 +191,6 @@ def contains_formula(text: str, answer: str) -> float:
     """OCRBench's handwritten formulas: as `contains` with all spaces gone and the case kept."""
     said = "".join(text.split())
     return float(any("".join(one.split()) in said for one in json.loads(answer)))
-
-
-def vqa_words(text: str) -> str:
-    """The VQA evaluation's form: lower case, no articles nor punctuation, small numbers as digits."""
-    found = [word for word in _words(text) if word not in ("a", "an", "the")]
-    return " ".join(str(WORDS.index(word)) if word in WORDS[:11] else word for word in found)
 
 
 METRICS: Mapping[str, Callable[[str, str], float]] = {
@@ -230,50 +219,8 @@ METRICS: Mapping[str, Callable[[str, str], float]] = {
 RIGHT_FROM = {"box": 0.5, "seconds": 1 - 1 / SECONDS, "anls": 0.5, "vqa": 0.5}
 
 
-def _plain(text: str) -> str:
-    """Composed characters and single spaces: what a reader cannot see is no error."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _words(text: str) -> list[str]:
-    marks = str.maketrans(
-        dict.fromkeys(string.punctuation.replace("-", "").replace(".", "") + "“”‘’。、，؟،")
-    )
-    return [w.strip(".-") for w in _plain(text).casefold().translate(marks).split() if w.strip(".-")]
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(found.replace(",", "")) for found in NUMBER.findall(text)]
-
-
-def _as_number(text: str) -> float | None:
-    bare = text.strip().rstrip(".").strip(" $€£%").replace(",", "")
-    try:
-        return float(bare)
-    except ValueError:
-        return None
-
-
 def _close(said: float, right: float) -> bool:
     return abs(said - right) <= 0.05 * abs(right)
-
-
-def _boxes(text: str) -> list[tuple[float, ...]]:
-    one = r"\s*(-?\d+(?:\.\d+)?)\s*"
-    listed = re.findall(rf"[\[(]{one},{one},{one},{one}[\])]", text)
-    return [
-        tuple(map(float, found))
-        for found in listed or re.findall(rf"\({one},{one}\),?\s*\({one},{one}\)", text)
-    ]
-
-
-def _json(text: str) -> Any:
-    """The JSON object in a text, fenced or among words; None if there is none."""
-    begin, end = text.find("{"), text.rfind("}")
-    try:
-        return json.loads(text[begin : end + 1], parse_int=float) if 0 <= begin < end else None
-    except (ValueError, RecursionError):
-        return None
 
 
 def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
@@ -286,10 +233,10 @@ def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def _same(said: Any, right: Any) -> bool:
     """Numbers to the cent, written as numbers or as text with a sign of currency; words as words."""
-    a, b = (x if _is_number(x) else _as_number(x) if isinstance(x, str) else None for x in (said, right))
+    a, b = (x if _is_number(x) else as_number(x) if isinstance(x, str) else None for x in (said, right))
     if a is not None and b is not None:
         return abs(float(a) - float(b)) < 0.005
-    return isinstance(said, str) and isinstance(right, str) and _words(said) == _words(right)
+    return isinstance(said, str) and isinstance(right, str) and words_in(said) == words_in(right)
 
 
 def _is_number(value: Any) -> bool:
@@ -310,7 +257,3 @@ def _shape(value: Any) -> Any:
         shapes = [_shape(one) for one in value]
         return [one for i, one in enumerate(shapes) if one not in shapes[:i]]
     return "number" if _is_number(value) else type(value).__name__
-
-
-def _list(text: str) -> list[list[str]]:
-    return [found for part in re.split(r"[,;\n]|->|→", text) if (found := _words(part))]

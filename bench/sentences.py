@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.resources import human_size
 from bench.verdict import Check, Gate, Verdict
+from engines.units import human_size
 
 NAMES = {"e2e_latency_ms": "end-to-end latency", "bytes": "size on disk", "peak_memory_bytes": "peak memory"}
 
@@ -51,12 +51,7 @@ def whole(gates: Mapping[str, Gate]) -> str:
 
 def title(check: Check) -> str:
     """As a reader calls it."""
-    names = {
-        "e2e_latency_ms": "end-to-end latency",
-        "bytes": "size on disk",
-        "peak_memory_bytes": "peak memory",
-    }
-    name = names.get(check.metric, check.metric.replace("_ms", "").replace("_", " "))
+    name = NAMES.get(check.metric, check.metric.replace("_ms", "").replace("_", " "))
     where = "on" if check.metric == "accuracy" else "at"
     return name if check.slice == "all" else f"{name} {where} {check.slice}"
 

@@ -15,12 +15,21 @@ def add_servers(commands: Any) -> None:
     load = commands.add_parser("load", help="many clients at once on a server of OpenAI's API")
     load.add_argument("url", metavar="URL", help="as in http://127.0.0.1:8080")
     load.add_argument(
-        "--clients", type=positive, nargs="+", default=[1, 8], metavar="N", help="in turn; default 1 8"
+        "--clients",
+        type=positive,
+        nargs="+",
+        default=[1, 8],
+        metavar="N",
+        help="at once, a round for each number; default 1 8",
     )
-    load.add_argument("--seconds", type=positive, default=30, metavar="S", help="of each; default 30")
+    load.add_argument(
+        "--seconds", type=positive, default=30, metavar="S", help="length of a round; default 30"
+    )
     _questions(load)
 
-    arrivals = commands.add_parser("open-loop", help="the same Poisson arrivals at several servers")
+    arrivals = commands.add_parser(
+        "open-loop", help="requests that arrive by one schedule at several servers, and wait for nobody"
+    )
     arrivals.add_argument("urls", nargs="+", metavar="URL", help="the first is the baseline")
     arrivals.add_argument(
         "--rates",
@@ -28,10 +37,14 @@ def add_servers(commands: Any) -> None:
         nargs="+",
         default=[0.25, 0.5, 0.75],
         metavar="F",
-        help="of the requests the first answers in a second, one by one; default 0.25 0.5 0.75",
+        help="fractions of what the first answers one by one; default 0.25 0.5 0.75",
     )
-    arrivals.add_argument("--requests", type=two, default=40, metavar="N", help="of a round; default 40")
-    arrivals.add_argument("--rounds", type=positive, default=2, metavar="N", help="default 2")
+    arrivals.add_argument(
+        "--requests", type=two, default=40, metavar="N", help="requests of a round; default 40"
+    )
+    arrivals.add_argument(
+        "--rounds", type=positive, default=2, metavar="N", help="turns of every server; default 2"
+    )
     _questions(arrivals)
 
     router = commands.add_parser("router", help="measure the router beside other proxies")
@@ -41,24 +54,30 @@ def add_servers(commands: Any) -> None:
         default=["nginx", "haproxy"],
         choices=("nginx", "haproxy", "envoy"),
         metavar="PEER",
-        help="nginx, haproxy, envoy; default the first two",
+        help="proxies beside it: nginx, haproxy, envoy; default the first two",
     )
     router.add_argument(
-        "--requests", type=positive, default=3000, metavar="N", help="of a round; default 3000"
+        "--requests", type=positive, default=3000, metavar="N", help="requests of a round; default 3000"
     )
     router.add_argument(
-        "--streams", type=natural, default=5000, metavar="N", help="held at once; default 5000"
+        "--streams", type=natural, default=5000, metavar="N", help="streams held at once; default 5000"
     )
-    router.add_argument("--rounds", type=positive, default=15, metavar="N", help="default 15")
     router.add_argument(
-        "--rollbacks", type=natural, default=20, metavar="N", help="under 500 streams; default 20"
+        "--rounds", type=positive, default=15, metavar="N", help="turns of every proxy; default 15"
+    )
+    router.add_argument(
+        "--rollbacks",
+        type=natural,
+        default=20,
+        metavar="N",
+        help="rollbacks to time while 500 streams run; default 20",
     )
     router.add_argument(
         "--work",
         type=Path,
         default=Path("artifacts/.router-bench"),
         metavar="DIR",
-        help="configurations and logs",
+        help="keeps configurations and logs; default artifacts/.router-bench",
     )
     router.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
@@ -67,7 +86,9 @@ def add_servers(commands: Any) -> None:
         epilog=EXIT_CODES,
         help="an hour of mixed load on a router and two arms",
     )
-    endurance.add_argument("--minutes", type=above_zero, default=60.0, metavar="N", help="default 60")
+    endurance.add_argument(
+        "--minutes", type=above_zero, default=60.0, metavar="N", help="length of the run; default 60"
+    )
     endurance.add_argument(
         "--artifacts",
         type=Path,
@@ -79,7 +100,11 @@ def add_servers(commands: Any) -> None:
         "--rate", type=above_zero, default=3.0, metavar="R", help="requests a second; default 3"
     )
     endurance.add_argument(
-        "--seed", type=natural, default=0, metavar="S", help="of requests and moments; default 0"
+        "--seed",
+        type=natural,
+        default=0,
+        metavar="S",
+        help="of requests, and of when what is done; default 0",
     )
     endurance.add_argument(
         "--work", type=Path, metavar="DIR", help="keeps logs and state, new; default a temporary one"
@@ -89,12 +114,22 @@ def add_servers(commands: Any) -> None:
 
 def _questions(command: ArgumentParser) -> None:
     """What a server is asked."""
-    command.add_argument("--output-tokens", type=two, default=32, metavar="N", help="default 32")
     command.add_argument(
-        "--images", type=natural, default=30, metavar="PERCENT", help="of requests show one; default 30"
+        "--output-tokens", type=two, default=32, metavar="N", help="length of every answer; default 32"
     )
     command.add_argument(
-        "--image-size", type=positive, default=448, metavar="PIXELS", help="of a side; default 448"
+        "--images",
+        type=natural,
+        default=30,
+        metavar="PERCENT",
+        help="requests that show a picture; default 30",
+    )
+    command.add_argument(
+        "--image-size",
+        type=positive,
+        default=448,
+        metavar="PIXELS",
+        help="width and height of a picture; default 448",
     )
     command.add_argument("--seed", type=natural, default=0, metavar="S", help="of the questions; default 0")
     command.add_argument("--api-key-file", type=Path, metavar="FILE", help="the key that the server asks for")

@@ -1,4 +1,4 @@
-"""Scores and gates as a terminal shows them."""
+"""What a terminal shows: scores and gates, and how far the work is."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.accuracy import Score
-from bench.resources import human_size
 from bench.verdict import Check, Gate
+from engines.units import human_size
 
 if TYPE_CHECKING:
     from bench.divergence import Divergence
@@ -59,6 +59,11 @@ def divergence_table(found: Divergence) -> Table:
         name = f"{row.place} {row.part}".strip()
         shown.add_row("DIVERGES" if row.diverges else "", name, *figures, f"1 ± {row.gain_limit:.3f}")
     return shown
+
+
+def tell(line: str) -> None:
+    """On stderr, where progress goes."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def show(shown: Table, document: dict[str, Any], options: Namespace) -> None:

@@ -1,11 +1,11 @@
-"""`bench latency` and `bench open-loop`: speed, one request at a time and under load."""
+"""`bench latency`, `bench load` and `bench open-loop`: speed, one request at a time and under load."""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ from rich.table import Table
 
 from bench.arms import here
 from bench.breakdown import PHASES, breakdown, figure
+from bench.client import Load
 from bench.latency import AGAIN, METRICS, Timing, measure, of_arm, summarize, table
 from bench.noise import told
 from bench.power import observed, sentence
 from bench.statistics import Interval, median_ratio
 from bench.suites.catalogue import load_suite
-from bench.tables import show
+from bench.tables import show, tell
 from engines.errors import UserError
 from engines.processor import Processor
 from engines.session import Session, open_session
+from engines.units import human_size
 
 
 def latency(options: Namespace) -> int:
@@ -67,7 +69,7 @@ def latency(options: Namespace) -> int:
             }
         )
         if not options.json:
-            print(f"{name}: {sentence(spent)}", file=sys.stderr)
+            tell(f"{name}: {sentence(spent)}")
     sizes = {"requests": options.requests, "repeats": options.repeats, "batches": batches}
     show(shown, {**sizes, "noise": asdict(noise) if noise else None, "arms": found}, options)
     if not options.json:
@@ -80,23 +82,42 @@ def _to_first(timed: Sequence[Timing], first: str, name: str) -> Interval | None
     return median_ratio(before, after) if len(before) > 1 else None
 
 
+def load(options: Namespace) -> int:
+    """Several numbers of clients in turn; exit code 1 when any request failed."""
+    from bench.load import run
+
+    asked = replace(_load(options.url, options), seconds=options.seconds, seed=options.seed)
+    columns = "clients requests errors turned_away tokens/s × ttft_p50_ms ttft_p95_ms gap_p99_ms gap_max_ms"
+    columns += " gap_p99_beside_pictures_ms memory"
+    shown = Table(*(name.replace("_", " ") for name in columns.split()), box=None, header_style="bold")
+    found: list[dict[str, Any]] = []
+    for clients in options.clients:
+        tell(f"{clients} clients, {options.seconds} s")
+        tally = run(asked, clients)
+        found.append({"clients": clients, **tally.summary()})
+        ratio = tally.tokens_per_s / (found[0]["output_tokens_per_s"] or 1)
+        failed, memory = sum(tally.errors.values()), tally.memory[-1] if tally.memory else None
+        shares = [("ttft_ms", "p50"), ("ttft_ms", "p95"), ("gap_ms", "p99"), ("gap_ms", "max")]
+        shares.append(("gap_beside_pictures_ms", "p99"))
+        figures = [tally.tokens_per_s, ratio, *(found[-1][name].get(share, 0) for name, share in shares)]
+        counts = map(str, (clients, tally.requests, failed, tally.turned_away))
+        shown.add_row(*counts, *(f"{value:,.3g}" for value in figures), human_size(memory) if memory else "-")
+        for reason, count in tally.errors.items():
+            tell(f"{clients} clients, {count} times: {reason}")
+    show(shown, {"url": asked.url, "rounds": found}, options)
+    return int(any(entry["errors"] for entry in found))
+
+
 def open_loop(options: Namespace) -> int:
     """The same Poisson arrivals at every server, at several rates; exit code 1 when a request failed."""
-    from bench.client import Load
     from bench.open_loop import FIGURES, Plan, compare, figures, ratio
 
-    urls = [url.rstrip("/").removesuffix("/v1") for url in options.urls]
+    loads = [_load(url, options) for url in options.urls]
+    urls = [load.url for load in loads]
     if len(set(urls)) < len(urls):
         raise UserError("a server is named twice: expected different ones; the first is asked twice anyway")
-    load = Load(
-        url=urls[0],
-        output_tokens=options.output_tokens,
-        images=options.images / 100,
-        image_size=options.image_size,
-        key=options.api_key_file.read_text().strip() if options.api_key_file else None,
-    )
     plan = Plan(tuple(options.rates), options.requests, options.rounds, options.seed)
-    outcome = compare(urls, load, plan, lambda line: print(line, file=sys.stderr, flush=True))
+    outcome = compare(urls, loads[0], plan, tell)
     heads = ("rate", "per s", "server", "answered", *(f"{name} p50 / p95 / p99" for name in FIGURES))
     shown = Table(*heads, "e2e ratio", "first against itself", "sent late p99", box=None, header_style="bold")
     found: list[dict[str, Any]] = []
@@ -126,9 +147,20 @@ def open_loop(options: Namespace) -> int:
                 f"{row['late_p99_ms']:.3g}",
             )
             for problem, times in row["problems"].items():
-                print(f"{url} at {rate:g}, {times} times: {problem}", file=sys.stderr)
+                tell(f"{url} at {rate:g}, {times} times: {problem}")
     show(shown, {"capacity_per_s": outcome.capacity, "seed": plan.seed, "rows": found}, options)
     return int(any(row["problems"].keys() - {"turned away"} for row in found))
+
+
+def _load(url: str, options: Namespace) -> Load:
+    """What a server is asked; its address may be given as clients of OpenAI's write it, with /v1."""
+    return Load(
+        url=url.rstrip("/").removesuffix("/v1"),
+        output_tokens=options.output_tokens,
+        images=options.images / 100,
+        image_size=options.image_size,
+        key=options.api_key_file.read_text().strip() if options.api_key_file else None,
+    )
 
 
 def timings(

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engines.arguments import describe, positive
-from engines.errors import UserError, reason
+from engines.arguments import describe, exit_code, parse, positive
+from engines.errors import UserError
 
 MODULES = {
     "select": "build.select.commands",
@@ -30,11 +30,20 @@ def parser() -> argparse.ArgumentParser:
 
     recipe = argparse.ArgumentParser(add_help=False)
     recipe.add_argument(
-        "--recipe", default="micro", metavar="NAME|FILE", help="recipe to build (default: micro)"
+        "--recipe",
+        default="micro",
+        metavar="NAME|FILE",
+        help="what to build, as micro or qwen3-vl-2b; default micro",
     )
-    recipe.add_argument("--model", metavar="DIR|HUB_ID@REVISION", help="checkpoint, instead of the recipe's")
     recipe.add_argument(
-        "--only", nargs="+", default=[], metavar="VARIANT", help="these, and what they are made from"
+        "--model", metavar="DIR|HUB_ID@REVISION", help="checkpoint to build from, instead of the recipe's"
+    )
+    recipe.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="VARIANT",
+        help="these variants, and those they are made from; default all of the recipe",
     )
     recipe.add_argument(
         "--set",
@@ -44,16 +53,28 @@ def parser() -> argparse.ArgumentParser:
         help="override a recipe field, for example evaluate.items=200",
     )
     recipe.add_argument(
-        "--memory", type=_bytes, metavar="SIZE", help="refuse a context that does not fit, for example 6GB"
+        "--memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="refuse, before any work, a context that takes more; for example 6GB",
     )
     out = argparse.ArgumentParser(add_help=False)
-    out.add_argument("--out", type=Path, default=Path("artifacts"), metavar="DIR", help="default: artifacts")
+    out.add_argument(
+        "--out",
+        type=Path,
+        default=Path("artifacts"),
+        metavar="DIR",
+        help="where variants are; default artifacts",
+    )
     json_flag = argparse.ArgumentParser(add_help=False)
     json_flag.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     parents = [recipe, out, json_flag]
     all_ = commands.add_parser(
-        "all", parents=parents, epilog=EPILOG, help="checkpoint to gated, published variants"
+        "all",
+        parents=parents,
+        epilog=EPILOG,
+        help="make every variant, measure it, gate it, and publish what passes",
     )
     all_.add_argument(
         "--store",
@@ -63,62 +84,88 @@ def parser() -> argparse.ArgumentParser:
     all_.add_argument(
         "--on", metavar="ray://HOST:PORT", help="run the stages on a Ray cluster that shares --out or --store"
     )
-    commands.add_parser("plan", parents=parents, help="what would run and why, and what it would need")
-    commands.add_parser("list", parents=[out, json_flag], help="the published variants with their facts")
-    inspect = commands.add_parser("inspect", parents=[json_flag], help="one manifest and its gate")
+    commands.add_parser(
+        "plan",
+        parents=parents,
+        help="tell what `all` would run and why, and what time, disk and memory it would take",
+    )
+    commands.add_parser("list", parents=[out, json_flag], help="list the published variants with their facts")
+    inspect = commands.add_parser("inspect", parents=[json_flag], help="show one variant's manifest and gate")
     inspect.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder of a variant")
-    verify = commands.add_parser("verify", parents=[out, json_flag], help="check every hash again")
+    verify = commands.add_parser(
+        "verify", parents=[out, json_flag], help="hash every file again and name what has changed"
+    )
     verify.add_argument(
-        "artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="default: every one below --out"
+        "artifacts",
+        type=Path,
+        nargs="*",
+        metavar="ARTIFACT",
+        help="folders of variants; default every one below --out",
     )
     _add_select(commands, json_flag)
-    publish = commands.add_parser("publish", parents=[json_flag], help="variants that passed, to elsewhere")
+    publish = commands.add_parser(
+        "publish",
+        parents=[json_flag],
+        help="send variants that passed to a folder, a registry or the Hugging Face hub",
+    )
     publish.add_argument(
         "artifacts", type=Path, nargs="+", metavar="ARTIFACT", help="folders of published variants"
     )
     publish.add_argument(
-        "--to", required=True, metavar="DIR|oci://HOST/REPO:TAG|hf://OWNER/NAME", help="where to"
+        "--to", required=True, metavar="DIR|oci://HOST/REPO:TAG|hf://OWNER/NAME", help="where they go"
     )
     publish.add_argument("--key", type=Path, metavar="FILE", help="private EC key (PEM) to sign with")
     publish.add_argument("--keyless", action="store_true", help="sign as the CI job this is, by Sigstore")
     publish.add_argument(
-        "--trust-config", type=Path, metavar="FILE", help="of a Sigstore that is not the public one"
+        "--trust-config", type=Path, metavar="FILE", help="which Sigstore, if it is not the public one"
     )
-    pull = commands.add_parser("pull", parents=[out, json_flag], help="a published variant, checked")
+    pull = commands.add_parser(
+        "pull",
+        parents=[out, json_flag],
+        help="fetch a published variant; every hash and its signature are checked",
+    )
     pull.add_argument(
         "reference", metavar="oci://HOST/REPO@sha256:…", help="what `publish` printed; or with :TAG"
     )
     pull.add_argument("--key", type=Path, metavar="FILE", help="public EC key (PEM) that must have signed it")
-    pull.add_argument("--identity", metavar="WHO", help="or who must have signed it, as Sigstore certified")
-    pull.add_argument("--issuer", metavar="URL", help="on whose word: that of this issuer of OIDC tokens")
     pull.add_argument(
-        "--trust-config", type=Path, metavar="FILE", help="of a Sigstore that is not the public one"
+        "--identity", metavar="WHO", help="instead of a key: who must have signed it, as Sigstore certified"
     )
-    pull.add_argument("--unsigned", action="store_true", help="take it without a signature checked")
-    commands.add_parser("schema", help="the JSON Schema of recipes")
+    pull.add_argument("--issuer", metavar="URL", help="whose word that is: this issuer of OIDC tokens")
+    pull.add_argument(
+        "--trust-config", type=Path, metavar="FILE", help="which Sigstore, if it is not the public one"
+    )
+    pull.add_argument("--unsigned", action="store_true", help="do not check its signature")
+    commands.add_parser("schema", help="print the JSON Schema of recipes")
     describe(commands)
     return main
 
 
 def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
     select = commands.add_parser(
-        "select", parents=[json_flag], epilog=EPILOG, help="the published variant to run on a device"
+        "select",
+        parents=[json_flag],
+        epilog=EPILOG,
+        help="choose the published variant to run on a device, and say why not the others",
     )
     select.add_argument(
         "--catalogue",
         default="artifacts",
         metavar="DIR|oci://HOST/REPO",
-        help="folder, or repository of which only manifests and evidence are read; default: artifacts",
+        help="folder of variants, or a repository, of which no weights are read; default artifacts",
     )
-    select.add_argument("--model", metavar="NAME", help="needed where the catalogue has several")
+    select.add_argument("--model", metavar="NAME", help="which model, where the catalogue has several")
     select.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto (this machine), cpu, rtx4090d, l4, h100, …"
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto (this machine, the default), cpu, rtx4090d, l4, h100, …",
     )
     select.add_argument(
         "--memory",
         type=_bytes,
         metavar="SIZE",
-        help="that may be used, for example 6GB; default all of the device's",
+        help="what may be used, for example 6GB; default all of the device's",
     )
     select.add_argument(
         "--context", type=positive, default=2048, metavar="N", help="tokens of each sequence; default 2048"
@@ -130,37 +177,22 @@ def _add_select(commands: Any, json_flag: argparse.ArgumentParser) -> None:
         default="latency",
         help="what to be best at; default latency, of one request",
     )
+    select.add_argument("--accuracy", type=float, metavar="PERCENT", help="least share of right answers")
     select.add_argument(
-        "--accuracy", type=float, metavar="PERCENT", help="of answers that must be right, at least"
-    )
-    select.add_argument(
-        "--explain", action="store_true", help="figures of every variant, not the choice's only"
+        "--explain", action="store_true", help="show the figures of every variant, not the choice's only"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    try:
+    options = parse(parser(), arguments)
+
+    def command() -> int:
         _check_names(sys.argv[1:] if arguments is None else arguments)
         # A machine that serves has none of what a build needs: these commands load no more than they use.
         module = importlib.import_module(MODULES.get(options.command, "build.commands"))
         return int(getattr(module, f"{options.command}_command")(options))
-    except OSError as error:
-        where = error.filename or getattr(options, "out", "a file")
-        told = f"error: {where}: {error.strerror or error}"
-        print(
-            f"{told}; nothing already built was lost: mend this and run the same command again",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on from here", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if (line := reason(error)) is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 1
+
+    return exit_code(command, getattr(options, "out", "a file"), resumes=True)
 
 
 def _check_names(words: list[str]) -> None:

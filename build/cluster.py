@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.resources import human_size
-from build import stages
+from build import measuring, stages
 from build.code import ROOT
 from build.evidence import Built
 from build.stages import Step
 from build.store import Entry, Store
 from engines.errors import UserError
+from engines.units import human_size
 
 LABEL = "gpu"
 SHARED = "every node needs the checkout and --out under the same path, or the checkout and a --store URL"
-LOCAL = (stages.checkpoint, stages.items)  # take what lies on this machine into the store
+LOCAL = (stages.checkpoint, measuring.items)  # take what lies on this machine into the store
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from typing import Any
 from rich.console import Console as Rich
 from rich.table import Table
 
-from bench.resources import human_size
 from build.cluster import connected
-from build.console import Console, duration
+from build.console import Console
 from build.forecast import memory_bytes
 from build.pipeline import build_all
 from build.place import Here, Place
@@ -26,6 +25,7 @@ from build.store import Store
 from engines.artifact import MANIFEST, Manifest
 from engines.config import ModelConfig
 from engines.errors import UserError
+from engines.units import duration, human_size
 
 EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DEFAULT_MEMORY = 6_000_000_000  # for which plan tells the longest contexts

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from rich.console import Console as Rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from engines.units import duration
+
 LINE_EVERY_S = 10.0  # a CI log wants to know that a long stage is alive, not each of its steps
 RECENT = 8  # reports whose pace tells the time remaining: layers and batches differ along the way
 
@@ -31,14 +33,6 @@ class Pace:
         self.recent.append((done, now))
         first, began = self.recent[0]
         return (now - began) / (done - first) * (total - done) if done > first else None
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `1 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class Console:

@@ -8,9 +8,9 @@ from typing import Any
 from bench.breakdown import PHASES, figure
 from bench.examples import Example
 from bench.power import sentence
-from bench.resources import human_size
 from bench.slices import slice_table
 from bench.verdict import Row
+from engines.units import human_size
 
 LISTED = 6  # checks against one variant
 LONGEST = 60_000  # characters of a comment on GitHub are 65,536 at most

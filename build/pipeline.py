@@ -14,7 +14,7 @@ from bench.history.runs import FILE, append_build
 from bench.resources import largest_process
 from bench.sentences import sentence, whole
 from bench.verdict import Verdict
-from build import stages
+from build import measuring, stages
 from build.console import Console
 from build.evidence import Built, differing, documents, judge, report, time_requests
 from build.markdown import markdown
@@ -35,7 +35,7 @@ def make(recipe: Recipe, source: Source, place: Place, console: Console) -> Buil
             variants = [variant for variant in recipe.variants if KINDS[variant].target == target]
             place.call(stages.check_targets, variants, target=target)
     artifacts = {"fp16": place.do(stages.checkpoint, source)}
-    items = place.do(stages.items, recipe.evaluate, recipe.quantize, artifacts["fp16"])
+    items = place.do(measuring.items, recipe.evaluate, recipe.quantize, artifacts["fp16"])
     for variant in map(str, recipe.variants):
         kind = KINDS[variant]
         if kind.made_from is None:
@@ -61,8 +61,8 @@ def make(recipe: Recipe, source: Source, place: Place, console: Console) -> Buil
         arms |= {name: artifacts[name] for name in recipe.variants if KINDS[name].target == target}
         for name, artifact in arms.items():
             given = (name, artifact, items, answers.get(baseline), recipe.evaluate, device, console)
-            answers[name] = place.do(stages.evaluated, *given, target=target)
-            memory[name] = place.do(stages.memory, name, artifact, recipe.gate, device, target=target)
+            answers[name] = place.do(measuring.evaluated, *given, target=target)
+            memory[name] = place.do(measuring.memory, name, artifact, recipe.gate, device, target=target)
     return Built(place.wait(artifacts), items, place.wait(answers), place.wait(memory))
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.resources import human_size
 from bench.suites.catalogue import load_suite
 from build import forecast, stages
 from build.console import Console
@@ -21,6 +20,7 @@ from engines.artifact import Manifest
 from engines.config import ModelConfig
 from engines.errors import UserError
 from engines.processor import Inputs, Processor
+from engines.units import human_size
 from quantize.calibration import prepare, read_samples
 
 SAMPLE = 64  # items whose mean stands for all

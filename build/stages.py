@@ -1,4 +1,4 @@
-"""Each stage of a build as (the work it is, the function that does it).
+"""Each stage that makes a variant as (the work it is, the function that does it); measuring.py has the rest.
 
 A stage makes the folder ``out``, may keep resumable state in ``scratch``, and returns further fields of
 the manifest. What is heavy is imported when a stage runs, so that planning and cache hits stay light.
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from bench.process import apart
 from bench.verdict import Limits
 from build.code import ROOT
-from build.recipe import KINDS, Evaluate, Export, Quantize
+from build.recipe import KINDS, Export, Quantize
 from build.source import Source
 from build.store import Entry, Run, Work
-from engines.artifact import File, canonical_digest, hash_file, write_json
+from engines.artifact import File, canonical_digest, hash_file
 from engines.device import find_gpu
 from engines.errors import UserError
 from engines.tensorrt.targets import FP16, INT4, TARGETS, find_target
@@ -86,7 +86,7 @@ def quantized(variant: str, base: Entry, source: Source, settings: Quantize, con
         name=variant,
         variant=variant,
         config={"method": method, **settings.model_dump(exclude={"calibration"})},
-        inputs={"checkpoint": base.digest, "calibration": _file_digest(calibration)},
+        inputs={"checkpoint": base.digest, "calibration": file_digest(calibration)},
         code=quantized,
         packages=("torch", "transformers", "compressed-tensors", "numpy"),
     )
@@ -137,7 +137,7 @@ def exported(variant: str, base: Entry, source: Source, settings: Export, quanti
         config=(settings.model_dump() if kind.method else {})
         | ({"cache": "int8", "samples": CACHE_SAMPLES} if kind.int8_cache else {}),
         inputs={"checkpoint": base.digest}
-        | ({"calibration": _file_digest(calibration)} if kind.int8_cache else {}),
+        | ({"calibration": file_digest(calibration)} if kind.int8_cache else {}),
         code=exported,
         packages=("onnx", "onnxruntime", "numpy"),
     )
@@ -207,121 +207,19 @@ def engines(variant: str, network: Entry, source: Source, limits: Limits) -> Ste
     return work, run
 
 
-def items(settings: Evaluate, quantize: Quantize, base: Entry) -> Step:
-    """The evaluation items, none of which the calibration set may hold, and all of which fit the context."""
-    from bench.suites.catalogue import suite_files, suite_packages
-
-    def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from bench.context import check_context
-        from bench.suites.catalogue import load_suite
-        from bench.tasks import read_items, write_items
-        from engines.processor import Processor
-
-        chosen = load_suite(settings.suite, settings.items, settings.seed)
-        seen = {item.id for item in read_items(calibration_file(quantize))}
-        shared = [item.id for item in chosen if item.id in seen]
-        if shared:
-            raise UserError(
-                f"{len(shared)} evaluation items are in the calibration set (first: {shared[0][:12]}); "
-                "a model must not be scored on what it was tuned on: change one of the two sets"
-            )
-        processor = Processor.load(base.path)
-        asked = [(item, conversation) for item in chosen for conversation in item.conversations]
-        lengths = [len(processor(conversation).input_ids) for _, conversation in asked]
-        context = processor.config.text.max_position_embeddings
-        check_context([item for item, _ in asked], lengths, settings.max_tokens, context)
-        out.mkdir()
-        write_items(out / "items.jsonl", chosen)
-        return {}
-
-    work = Work(
-        stage="items",
-        name=Path(settings.suite.partition(":")[0]).stem,
-        config=settings.model_dump(include={"suite", "items", "seed", "max_tokens"}),
-        inputs={"checkpoint": base.digest, "calibration": _file_digest(calibration_file(quantize))}
-        | {file.name: _file_digest(file) for file in suite_files(settings.suite)},
-        code=items,
-        packages=("numpy", "pillow", "tokenizers", *suite_packages(settings.suite)),
-    )
-    return work, run
-
-
-def evaluated(
-    variant: str,
-    artifact: Entry,
-    asked: Entry,
-    baseline: Entry | None,
-    settings: Evaluate,
-    device: str,
-    console: Console,
-) -> Step:
-    """Answers to every item, and how far the next-token distributions are from the baseline's."""
-
-    def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from bench.evaluation import evaluate_variant
-
-        with console.progress(f"{variant} answers") as report:
-            apart(
-                evaluate_variant,
-                artifact.path,
-                asked.path / "items.jsonl",
-                baseline.path if baseline else None,
-                out,
-                device=device,
-                max_tokens=settings.max_tokens,
-                batch_size=settings.batch_size,
-                fidelity_items=settings.fidelity_items,
-                progress=report,
-            )
-        return {}
-
-    work = Work(
-        stage="evaluate",
-        name=variant,
-        config={"device": device, **settings.model_dump(exclude={"suite", "items", "seed"})},
-        inputs={"artifact": artifact.digest, "items": asked.digest}
-        | ({"baseline": baseline.digest} if baseline else {}),
-        code=evaluated,
-        packages=("onnxruntime", "torch", "transformers", "tokenizers", "numpy", "pillow", "rapidfuzz"),
-        measures=True,
-    )
-    return work, run
-
-
-def memory(variant: str, artifact: Entry, limits: Limits, device: str) -> Step:
-    """Peak memory of a process that opens the variant and fills its context."""
-
-    def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from bench.resources import peak_memory
-
-        peak = peak_memory(artifact.path, context=limits.context, batch=limits.batch, device=device)
-        out.mkdir()
-        write_json(out / "memory.json", peak.model_dump())
-        return {}
-
-    work = Work(
-        stage="memory",
-        name=variant,
-        config={"context": limits.context, "batch": limits.batch, "device": device},
-        inputs={"artifact": artifact.digest},
-        code=memory,
-        packages=("onnxruntime", "torch", "transformers", "tokenizers", "numpy"),
-        measures=True,
-    )
-    return work, run
-
-
 def calibration_file(settings: Quantize) -> Path:
+    """What layers are quantised on, by default the packaged set."""
     return DEFAULT_CALIBRATION if settings.calibration == "default" else Path(settings.calibration)
 
 
-def _source_fields(source: Source) -> dict[str, Any]:
-    return {"repo": source.repo, "revision": source.revision, "license": source.license}
-
-
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """For a stage's inputs; UserError where it cannot be read."""
     try:
         digest: File = hash_file(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     return f"sha256:{digest.sha256}"
+
+
+def _source_fields(source: Source) -> dict[str, Any]:
+    return {"repo": source.repo, "revision": source.revision, "license": source.license}

@@ -10,25 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engines.arguments import describe
-from engines.errors import UserError, reason
+from engines.arguments import describe, exit_code, parse
+from engines.errors import UserError
+from engines.units import human_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 error (2, usage, is argparse's)."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(parser(), argv)
     commands = {"export": _export, "tensorrt": _tensorrt, "run": _run}
-    try:
-        commands[arguments.command](arguments)
-    except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if (told := reason(error)) is None:
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: commands[arguments.command](arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,28 +77,37 @@ def parser() -> argparse.ArgumentParser:
         "--batch", type=int, default=1, metavar="N", help="most sequences together; default 1"
     )
 
-    run = commands.add_parser("run", help="answer one prompt")
+    run = commands.add_parser("run", help="answer one prompt with an artifact or a checkpoint")
     run.add_argument(
-        "artifact", type=Path, metavar="ARTIFACT", help="of ONNX, or a checkpoint (run by transformers)"
+        "artifact",
+        type=Path,
+        metavar="ARTIFACT",
+        help="folder of an ONNX artifact, or of a checkpoint (run by transformers)",
     )
     run.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
     run.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="before it; may be repeated"
+        "--image", action="append", default=[], metavar="FILE", help="picture to show; may be repeated"
     )
     run.add_argument(
-        "--video", action="append", default=[], metavar="FILE", help="before it; may be repeated"
+        "--video", action="append", default=[], metavar="FILE", help="video to show; may be repeated"
     )
     run.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer; default 256")
-    run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    run.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0, the default, takes the likeliest token",
+    )
     run.add_argument(
         "--top-p",
         type=float,
         default=1.0,
         metavar="P",
-        help="of the likeliest tokens, those that make up this probability; default 1, all",
+        help="draw from the likeliest tokens that make up this probability; default 1, all",
     )
     run.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="the K likeliest tokens; default 0, all"
+        "--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; default 0, all"
     )
     run.add_argument(
         "--seed", type=int, default=0, metavar="N", help="equal seeds give equal text; default 0"
@@ -130,6 +130,8 @@ def _export(arguments: argparse.Namespace) -> None:
     else:
         export(checkpoint, out, accuracy_level=arguments.accuracy_level)
         record(out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(f"{out}: {human_size(size)}, ONNX graphs and what they need to run")
 
 
 def _tensorrt(arguments: argparse.Namespace) -> None:
@@ -153,7 +155,7 @@ def _tensorrt(arguments: argparse.Namespace) -> None:
         size = (out / name).with_suffix(".engine").stat().st_size
         products = plan.products(NARROW[weights][1]) if weights in NARROW else 0
         print(
-            f"{name}: {size / 1e6:.1f} MB, {len(plan.layers)} kernels, {plan.attention_kernels} of them "
+            f"{name}: {human_size(size)}, {len(plan.layers)} kernels, {plan.attention_kernels} of them "
             f"attention, {products} products with {weights} weights"
         )
 

@@ -1,10 +1,59 @@
-"""What the command lines have in common: numbers within bounds, and a sentence for every command."""
+"""What the command lines have in common: numbers within bounds, a sentence for every command, its end."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
+
+from engines.errors import reason
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
+    """The words of a command line, by default this process's; without any the help is the usage error."""
+    words = sys.argv[1:] if words is None else words
+    if not words:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    return parser.parse_args(words)
+
+
+def exit_code(command: Callable[[], int | None], output: object = "output", *, resumes: bool = False) -> int:
+    """The exit code of a command: 1 and one line on stderr for what is no bug, 130 for Ctrl-C.
+
+    output: what an error of the system that names no file is about. resumes: whether what was done stays.
+    """
+    again = "; run the same command again to go on from here" if resumes else ""
+    mend = "; nothing already built was lost: mend this and run the same command again" if resumes else ""
+    try:
+        code = command() or 0
+        sys.stdout.flush()  # where a full disk is still told in a line
+        return code
+    except KeyboardInterrupt:
+        code, told = 130, f"interrupted{again}"
+    except OSError as error:
+        if _nobody_reads():
+            return 1
+        code, told = 1, f"{error.filename or output}: {error.strerror or error}{mend}"
+    except Exception as error:
+        if (line := reason(error)) is None:
+            raise
+        code, told = 1, line
+    print(f"error: {told}", file=sys.stderr)
+    return code
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout's reader has seen enough, as `head` has; then Python's last flush is kept quiet too."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def describe(commands: Any) -> None:

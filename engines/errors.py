@@ -1,12 +1,18 @@
-"""The one error a user is meant to read; and memory that ran out, which every library says in its own way."""
+"""The one error a user is meant to read; and what libraries say in their own ways: no memory, no package."""
 
 from __future__ import annotations
 
 import re
+import sys
 
 NO_MEMORY = re.compile(  # of the system, torch, onnxruntime and C++, the dynamic linker, Python's threads
     "(cannot|can't) allocate memory|bad_alloc|bad allocation|failed to map segment|can't start new thread",
     re.IGNORECASE,
+)
+OURS = ("build", "bench", "serve", "quantize", "engines")  # that one of these lacks a module is a bug
+NOT_INSTALLED = (
+    "{} is not installed for {}: expected .venv/bin/python, which `make setup` makes, or pip install -r "
+    "requirements/build.txt (serve.txt is enough to serve, pull and select)"
 )
 
 
@@ -24,9 +30,14 @@ class UserError(ValueError):
 
 
 def reason(error: Exception) -> str | None:
-    """In one line what is no bug: the message of a UserError, or that memory ran out. None for all else."""
+    """In one line what is no bug: the message of a UserError, that memory ran out, or that a package is not
+    installed. None for all else.
+    """
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        return None if package in OURS else NOT_INSTALLED.format(package, sys.executable)
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         return "out of memory: close other programs, raise the limit (ulimit, a container's), or ask for less"
     return None

@@ -50,6 +50,11 @@ class Inputs:
     media: tuple[Media, ...]
     next_position: int
 
+    @classmethod
+    def text(cls, token_ids: Sequence[int] | NDArray[np.int64]) -> Inputs:
+        """Text tokens alone."""
+        return cls(np.empty(0, np.int64), np.empty((3, 0), np.int64), (), 0).extend(token_ids)
+
     def extend(self, token_ids: Sequence[int] | NDArray[np.int64]) -> Inputs:
         """These inputs followed by text tokens."""
         added = np.asarray(token_ids, np.int64).reshape(-1)

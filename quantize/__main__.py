@@ -14,8 +14,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from engines.arguments import above_zero
-from engines.errors import UserError, reason
+from engines.arguments import above_zero, exit_code, parse
+from engines.errors import UserError
+from engines.units import duration
 
 CALIBRATION = Path(__file__).with_name("calibration.jsonl")
 
@@ -70,37 +71,32 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 when done and 1 on an error (2, usage, is argparse's)."""
-    options = parser().parse_args(arguments)
+    options = parse(parser(), arguments)
+    return exit_code(lambda: _quantize(options), options.out, resumes=True)
+
+
+def _quantize(options: argparse.Namespace) -> None:
     out = options.out.absolute()
     work_dir = out.with_name(f".{out.name}.work")
-    try:
-        if out.exists():  # before torch is imported
-            raise UserError(f"{options.out} already exists: choose another output, or remove it first")
-        from quantize.pipeline import quantize_checkpoint
+    if out.exists():  # before torch is imported
+        raise UserError(f"{options.out} already exists: choose another output, or remove it first")
+    from quantize.pipeline import quantize_checkpoint
 
-        with progress() as report:
-            summary = quantize_checkpoint(
-                options.checkpoint,
-                out,
-                method=options.method,
-                group_size=options.group_size,
-                calibration=options.calibration,
-                work_dir=work_dir,
-                format=options.format,
-                damping=options.damping,
-                sensitivity=options.sensitivity,
-                max_kl=options.max_kl,
-                progress=report,
-            )
-        shutil.rmtree(work_dir)
-    except OSError as error:
-        print(f"error: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if (told := reason(error)) is None:
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 1
+    with progress() as report:
+        summary = quantize_checkpoint(
+            options.checkpoint,
+            out,
+            method=options.method,
+            group_size=options.group_size,
+            calibration=options.calibration,
+            work_dir=work_dir,
+            format=options.format,
+            damping=options.damping,
+            sensitivity=options.sensitivity,
+            max_kl=options.max_kl,
+            progress=report,
+        )
+    shutil.rmtree(work_dir)
     if options.json:
         print(json.dumps({"path": str(out), **summary}))
     else:
@@ -110,7 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if "sensitivity" in summary:
             print("\n".join(costs(summary)))
-    return 0
 
 
 def costs(summary: dict[str, Any]) -> list[str]:
@@ -161,11 +156,6 @@ def plain_lines(clock: Callable[[], float] = time.monotonic) -> Callable[[str, i
             printed = now
 
     return report
-
-
-def duration(seconds: float) -> str:
-    """Seconds up to two minutes, then whole minutes."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":

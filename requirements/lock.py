@@ -45,15 +45,18 @@ def closure(requirements: Iterable[str]) -> dict[str, str]:
         for needed in map(Requirement, found.requires or []):
             if not needed.marker or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 waiting.append(needed)
-    return dict(sorted(versions.items()))
+    return versions
+
+
+def text(requirements: Iterable[str]) -> str:
+    """The content of a lock file, its lines in order."""
+    lines = sorted(f"{package}=={version}\n" for package, version in closure(requirements).items())
+    return "# Exact versions; written by requirements/lock.py.\n" + "".join(lines)
 
 
 def main() -> None:
     for name, requirements in declared().items():
-        lines = [f"{package}=={version}\n" for package, version in closure(requirements).items()]
-        (HERE / f"{name}.txt").write_text(
-            "# Exact versions; written by requirements/lock.py.\n" + "".join(lines)
-        )
+        (HERE / f"{name}.txt").write_text(text(requirements))
 
 
 if __name__ == "__main__":

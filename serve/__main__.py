@@ -6,25 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from engines.arguments import describe
-from engines.errors import reason
+from engines.arguments import describe, exit_code, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 error (2, usage, is argparse's)."""
     words = sys.argv[1:] if argv is None else argv
-    options = parser(words[0] if words else "--help").parse_args(words)
-    try:
-        _run(options)
-    except OSError as error:
-        print(f"error: {error.filename or 'a socket'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if (told := reason(error)) is None:
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 1
-    return 0
+    options = parse(parser(words[0] if words else ""), words)
+    return exit_code(lambda: _run(options), "a socket")
 
 
 def parser(command: str = "") -> argparse.ArgumentParser:
@@ -39,7 +28,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
 
         add_options(arm)
     if command != "arm":
-        from serve.router.commands import add_commands
+        from serve.router.options import add_commands
 
         add_commands(commands)
     describe(commands)

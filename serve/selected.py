@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import UserError
-from serve.up import free_ports
+from engines.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,7 +55,7 @@ def select_policy(arguments: Sequence[str], state: Path) -> Path:
 
 def _policy(arm: str, artifact: Path, digest: str) -> str:
     """YAML; JSON strings are YAML strings, whatever a path holds."""
-    facts = {"url": f"http://127.0.0.1:{free_ports(1)[0]}", "artifact": str(artifact), "digest": digest}
+    facts = {"url": f"http://127.0.0.1:{free_port()}", "artifact": str(artifact), "digest": digest}
     return (
         f"experiment: selected\nbaseline: {arm}\narms:\n  {arm}: {json.dumps(facts)}\n"
         f"split: {{mode: random, weights: {{{arm}: 100}}}}\n"

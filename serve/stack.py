@@ -27,9 +27,10 @@ from typing import Any
 import yaml
 
 from engines.errors import UserError
+from engines.ports import free_ports
 from serve.compile import compile_policy
 from serve.router.reading import parse_policy
-from serve.up import free_ports, started, stop_on_signals
+from serve.up import started, stop_on_signals
 
 MONITORING = Path(__file__).resolve().parent / "monitoring"
 PORTS = ("candidate", "baseline", "router", "admin", "nginx", "prometheus", "grafana")

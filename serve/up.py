@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -146,13 +145,6 @@ def started(
         process.wait()
         if process.stderr:
             process.stderr.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody has now."""
-    with ExitStack() as open_:
-        sockets = [open_.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(found.getsockname()[1]) for found in sockets]
 
 
 def stop_on_signals(stopping: threading.Event) -> None:

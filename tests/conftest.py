@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +29,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`python -m build` with words that it must refuse; its one line."""
+    from build.__main__ import main
+
+    def call(*words: object) -> str:
+        assert main([str(word) for word in words]) == 1
+        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
+        return line
+
+    return call
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring this machine takes seconds, and few tests ask how fast it is."""
+    from build.forecast import Machine
+    from build.select import devices
+
+    monkeypatch.setattr(devices, "_measured", lambda: Machine(flops=1e11, read=2e10, hashed=1e9))

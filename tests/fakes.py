@@ -61,8 +61,7 @@ class NumberProcessor:
     tokenizer = Tokenizer(WordLevel({str(i): i for i in range(100)}, unk_token="0"))
 
     def __call__(self, messages: Sequence[dict[str, Any]]) -> Inputs:
-        ids = np.array([int(word) for word in messages[-1]["content"].split()], np.int64)
-        return Inputs(ids, np.tile(np.arange(len(ids)), (3, 1)), (), len(ids))
+        return Inputs.text([int(word) for word in messages[-1]["content"].split()])
 
 
 def chain(successors: Sequence[int], strength: float = 8.0) -> NDArray[np.floating]:

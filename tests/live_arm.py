@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
+
 from engines.artifact import Manifest, hash_folder
 from engines.checkpoint import Checkpoint
 from engines.export import export
@@ -34,6 +36,11 @@ class LiveArm:
     url: str
     process: subprocess.Popen[str]
     log: list[str]
+
+    def metric(self, name: str) -> float:
+        """What /metrics tells of it now."""
+        lines = httpx2.get(f"{self.url}/metrics").text.splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from bench.router.servers import free_port
+from engines.ports import free_port
 
 # user "ann", password "sesame"; bcrypt, as the registry wants it
 PASSWORDS = "ann:$2b$04$srxDVMlXWe5Fa6CAbOZQuu8zev3LV1GC4ESveBpKiB.L5O9p/v0T2\n"

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import psutil
 
-from bench.router.servers import free_port
+from engines.ports import free_port
 
 SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER: whoever loses its parent below us becomes our child
 NODE = {

@@ -23,7 +23,7 @@ from serve.arm.body import held, limited
 from serve.arm.errors import ApiError
 from serve.arm.media import Limits
 from tests.live_arm import LiveArm, live_arm
-from tests.test_arm_server import chat, eventually, gauge
+from tests.test_arm_server import chat, eventually
 
 FILE = 1_000_000
 ONE, ALL = 4 * FILE, 16 * FILE
@@ -47,7 +47,7 @@ def upload(arm: LiveArm, size: int, sent: int) -> socket.socket:
 
 
 def test_many_uploads_at_once_do_not_fill_the_memory(live: LiveArm) -> None:
-    before = gauge(live, "process_resident_memory_bytes")
+    before = live.metric("process_resident_memory_bytes")
     with ExitStack() as open_ones:
         connections = [open_ones.enter_context(upload(live, ONE - 1, 3_000_000)) for _ in range(40)]
         # Five of them fit; all others have been told.
@@ -60,9 +60,9 @@ def test_many_uploads_at_once_do_not_fill_the_memory(live: LiveArm) -> None:
             assert answer.headers["retry-after"] == "1"
             assert b"ask again later" in answer.read()
             waiting.remove(ready)
-        assert 0 < gauge(live, "arm_body_bytes") <= ALL
-        assert gauge(live, "process_resident_memory_bytes") - before < 3 * ALL
-    eventually(lambda: gauge(live, "arm_body_bytes") == 0)
+        assert 0 < live.metric("arm_body_bytes") <= ALL
+        assert live.metric("process_resident_memory_bytes") - before < 3 * ALL
+    eventually(lambda: live.metric("arm_body_bytes") == 0)
     assert chat(live).status_code == 200
     # Who left while sending has not failed: nobody was there to be answered.
     lines = httpx2.get(f"{live.url}/metrics").text.splitlines()
@@ -75,7 +75,7 @@ def test_one_upload_too_large_is_told(live: LiveArm) -> None:
     found = httpx2.post(f"{live.url}/v1/chat/completions", content=bytes(ONE + 1))
     assert found.status_code == 413
     assert f"more than {ONE} bytes" in found.json()["error"]["message"]
-    assert gauge(live, "arm_body_bytes") == 0
+    assert live.metric("arm_body_bytes") == 0
 
 
 @pytest.fixture

@@ -49,11 +49,6 @@ def chat(arm: LiveArm, *, key: str = "sesame", timeout: float = 30, **fields: An
     return httpx2.post(f"{arm.url}/v1/chat/completions", json=body, headers=headers, timeout=timeout)
 
 
-def gauge(arm: LiveArm, name: str) -> float:
-    lines = httpx2.get(f"{arm.url}/metrics").text.splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
-
-
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -88,7 +83,7 @@ def test_memory_is_within_the_forecast(arm: LiveArm) -> None:
     chat(arm, max_tokens=200, **NEVER_END)
     number, unit = arm.log[0].split("at most ")[1].split(":")[0].split()
     forecast = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
-    assert 0.4 * forecast < gauge(arm, "process_resident_memory_bytes") < forecast
+    assert 0.4 * forecast < arm.metric("process_resident_memory_bytes") < forecast
 
 
 def test_a_full_queue_turns_away(arm: LiveArm) -> None:
@@ -117,7 +112,7 @@ def test_another_client_gets_into_a_full_queue(arm: LiveArm) -> None:
                 assert entered.status_code == 200
                 assert chat(arm, user="bob").status_code == 429  # his second
                 assert chat(arm, user="eve").status_code == 429  # twice as many, and no more
-            eventually(lambda: gauge(arm, "arm_waiting_sequences") == 1)
+            eventually(lambda: arm.metric("arm_waiting_sequences") == 1)
     eventually(lambda: chat(arm).status_code == 200)
 
 
@@ -137,13 +132,13 @@ def test_pictures_are_not_seen_long_before_their_turn(artifact: Path) -> None:
         next(lines)
         with ThreadPoolExecutor(9) as pool:
             asked = [pool.submit(chat, arm, messages=[show(shade)]) for shade in range(9)]
-            eventually(lambda: gauge(arm, "arm_waiting_sequences") == 9)
-            eventually(lambda: gauge(arm, "arm_vision_seconds_count") == SEEING)
+            eventually(lambda: arm.metric("arm_waiting_sequences") == 9)
+            eventually(lambda: arm.metric("arm_vision_seconds_count") == SEEING)
             assert chat(arm, messages=[{"role": "user", "content": "?"}], n=9).status_code == 400
-            assert gauge(arm, "arm_vision_seconds_count") == SEEING
+            assert arm.metric("arm_vision_seconds_count") == SEEING
             held.close()  # the slot is free
             assert [answer.result().status_code for answer in asked] == [200] * 9
-        assert gauge(arm, "arm_vision_seconds_count") == 9
+        assert arm.metric("arm_vision_seconds_count") == 9
 
 
 def show(shade: int) -> dict[str, Any]:
@@ -162,9 +157,9 @@ def test_who_leaves_frees_the_slot(arm: LiveArm, stream: bool) -> None:
     head += f"content-length: {len(data)}"
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + data)
-        eventually(lambda: gauge(arm, "arm_running_sequences") == 1)
+        eventually(lambda: arm.metric("arm_running_sequences") == 1)
     left = time.monotonic()
-    eventually(lambda: gauge(arm, "arm_running_sequences") == 0)
+    eventually(lambda: arm.metric("arm_running_sequences") == 0)
     assert time.monotonic() - left < 2  # 4,000 tokens would take longer
 
 

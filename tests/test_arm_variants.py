@@ -56,11 +56,6 @@ def ask(arm: LiveArm, content: list[dict[str, Any]], **fields: Any) -> dict[str,
     return message
 
 
-def counted(arm: LiveArm, name: str) -> float:
-    lines = httpx2.get(f"{arm.url}/metrics").text.splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
-
-
 @pytest.fixture(scope="module")
 def variant(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a variant that a CPU runs, made as by a build but for its calibration."""
@@ -117,7 +112,7 @@ def test_greedy_answers_are_those_of_engines_run(
             content = [*map(part, shown), {"type": "text", "text": question}]
             for _ in range(2):  # again, from what is remembered
                 assert ask(arm, content)["content"] == expected["text"]
-        remembered = counted(arm, "arm_media_remembered_total")
+        remembered = arm.metric("arm_media_remembered_total")
         assert remembered == (0 if name == "fp16" else 5)
 
 

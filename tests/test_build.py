@@ -17,15 +17,15 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from bench.router.servers import free_port
 from build.cluster import Cluster, connected
 from build.store import Store
 from engines.errors import UserError
+from engines.ports import free_port
 from tests.checkpoints import write_checkpoint
+from tests.conftest import ROOT
 from tests.live_up import running_up, wait_for
 from tests.ray_cluster import raylet, two_nodes
 
-ROOT = Path(__file__).resolve().parent.parent
 # Small enough for a test; whether the verdict passes is not the point here, whether it is reached is.
 SMALL = [
     "evaluate.items=40",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from build import code, stages
+from build import code, measuring, stages
 
 
 def stage() -> Any:
@@ -57,15 +57,14 @@ def test_the_stage_itself_counts(tree: Path) -> None:
 
 def test_every_stage_reaches_the_code_that_does_its_work() -> None:
     does = {
-        "checkpoint": "engines/checkpoint.py",
-        "quantized": "quantize/gptq.py",
-        "exported": "engines/graphs/fused.py",
-        "standard": "engines/graphs/standard.py",
-        "engines": "engines/tensorrt/compiler.py",
-        "items": "bench/micro/tasks.py",
-        "evaluated": "engines/generate.py",
-        "memory": "engines/onnx_session.py",
+        stages.checkpoint: "engines/checkpoint.py",
+        stages.quantized: "quantize/gptq.py",
+        stages.exported: "engines/graphs/fused.py",
+        stages.standard: "engines/graphs/standard.py",
+        stages.engines: "engines/tensorrt/compiler.py",
+        measuring.items: "bench/micro/tasks.py",
+        measuring.evaluated: "engines/generate.py",
+        measuring.memory: "engines/onnx_session.py",
     }
-    for name, file in does.items():
-        reached = code.reached(inspect.getsource(getattr(stages, name)))
-        assert code.ROOT / file in reached, f"{name}: {file}"
+    for stage, file in does.items():
+        assert code.ROOT / file in code.reached(inspect.getsource(stage)), f"{stage.__name__}: {file}"

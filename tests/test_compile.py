@@ -16,6 +16,7 @@ import yaml
 
 from bench.router import servers
 from engines.errors import UserError
+from engines.ports import free_port
 from serve.compile import TARGETS, compile_policy
 from serve.router.assignment import Assigner
 from serve.router.policy import Policy
@@ -65,7 +66,7 @@ def program(target: str) -> str:
 @contextmanager
 def proxy(target: str, policy: Policy, folder: Path) -> Iterator[int]:
     """A real proxy that takes requests under a policy; its port."""
-    command, port = servers.proxy_command(target, program(target)), servers.free_port()
+    command, port = servers.proxy_command(target, program(target)), free_port()
     for name, text in compile_policy(policy, target, f"127.0.0.1:{port}").items():
         (folder / name).write_text(text)
     folder.chmod(0o755)  # nginx's workers run as nobody

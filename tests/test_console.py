@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from build import console
-from build.console import RECENT, Console, Pace, duration
+from build.console import RECENT, Console, Pace
 
 
 def test_time_remaining_is_that_of_an_even_pace() -> None:
@@ -41,14 +41,6 @@ def test_a_new_step_begins_a_new_count() -> None:
         pace.seconds_left(i, 32, i * 100.0)
     assert pace.seconds_left(0, 28, 3200.0) is None
     assert pace.seconds_left(1, 28, 3205.0) == 27 * 5
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"),
-    [(0.4, "0 s"), (89, "89 s"), (95, "2 min"), (3570, "1 h 00 min"), (3900, "1 h 05 min")],
-)
-def test_durations_are_short(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
 
 
 def test_plain_lines_tell_the_time_remaining(

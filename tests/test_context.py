@@ -12,9 +12,10 @@ from bench.__main__ import main
 from bench.accuracy import evaluate
 from bench.context import check_context
 from bench.tasks import Item, write_items
+from build.measuring import items
 from build.recipe import load_recipe
 from build.source import resolve
-from build.stages import checkpoint, items
+from build.stages import checkpoint
 from build.store import Store
 from engines.errors import UserError
 from tests.fakes import END, NumberProcessor, TableSession, chain

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import yaml
 
-from bench.router.servers import free_port
 from engines.artifact import Manifest
+from engines.ports import free_port
 from serve.__main__ import main
 from serve.router.assignment import Assigner
 from serve.router.reading import parse_policy

@@ -1,4 +1,4 @@
-"""Every command, flag, recipe field and manifest field is documented."""
+"""Every command, flag, recipe field and manifest field is documented, and what pages type is right."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 
 from build.recipe import known_fields
 from engines.artifact import Manifest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("build", "quantize", "engines", "bench", "serve")
 
 
@@ -67,6 +68,57 @@ def test_documented_commands_exist() -> None:
         line for line in (ROOT / "docs" / "commands.md").read_text().splitlines() if line.startswith("### `")
     ]
     assert len(headings) == len(ALL)
+
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "bench").rglob("*.md")),
+]
+
+BLOCK = re.compile(r"^```(sh|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def typed() -> Iterator[tuple[str, list[str]]]:
+    """Page and words of each command in a block to be typed; of a console what follows the prompt."""
+    for page in PAGES:
+        for kind, block in BLOCK.findall(page.read_text()):
+            for line in block.replace("\\\n", "").splitlines():
+                prompt, dollar, command = line.partition("$ ") if kind == "console" else ("", "$ ", line)
+                if dollar and " " not in prompt and (words := shlex.split(command, comments=True)):
+                    yield page.relative_to(ROOT).as_posix(), [word for word in words if word != "&"]
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), typed(), ids=lambda part: part if isinstance(part, str) else " ".join(part)[:60]
+)
+def test_what_is_to_be_typed_is_a_command(page: str, words: list[str]) -> None:
+    """One of ours is called in the environment of `make setup`, with words that its parser takes."""
+    program, *rest = words
+    if program == "make":
+        assert f"\n{rest[0]}:" in (ROOT / "Makefile").read_text()
+    elif rest[:1] == ["-m"] and rest[1] in PACKAGES:
+        assert program == ".venv/bin/python"
+        importlib.import_module(f"{rest[1]}.__main__").parser().parse_args(rest[2:])
+    else:
+        assert program not in ("pip", "ray", "serve"), "which are the environment's: .venv/bin"
+
+
+def flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """All of a command line, of every command."""
+    for action in parser._actions:
+        yield from action.option_strings
+        for child in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from flags(child)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_flags_in_sentences_exist(page: Path) -> None:
+    found = re.findall(r"`python -m (\w+) ([^`]+)`", page.read_text())
+    for package, words in found:
+        if package in PACKAGES:
+            known = set(flags(importlib.import_module(f"{package}.__main__").parser()))
+            assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", words)) <= known, words
 
 
 @pytest.mark.parametrize("field", known_fields())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import safetensors.torch
 import torch
 from safetensors.numpy import load_file
 
+from engines.artifact import hash_folder
 from engines.checkpoint import SIDE_FILES, Checkpoint
 from engines.errors import UserError
 from engines.export import export, export_standard
@@ -39,21 +39,13 @@ def int4_pair(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     return write_int4_pair(micro_checkpoint, tmp_path_factory.mktemp("int4"))
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
 def external(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def inputs(ids: list[int]) -> Inputs:
-    return Inputs(np.array(ids), np.tile(np.arange(len(ids)), (3, 1)), (), len(ids))
-
-
 def test_equal_checkpoints_give_equal_bytes(micro_checkpoint: Path, artifact: Path, tmp_path: Path) -> None:
     export(Checkpoint.open(micro_checkpoint), tmp_path / "elsewhere" / "again")
-    assert digests(tmp_path / "elsewhere" / "again") == digests(artifact)
+    assert hash_folder(tmp_path / "elsewhere" / "again") == hash_folder(artifact)
 
 
 def test_artifact_stands_alone(micro_checkpoint: Path, artifact: Path) -> None:
@@ -78,7 +70,7 @@ EXPORTS: dict[str, Callable[[Checkpoint, Checkpoint, Path], None]] = {
     "fp16": lambda dense, int4, out: export(dense, out),
     "int4": lambda dense, int4, out: export(int4, out),
     "int4 exact": lambda dense, int4, out: export(int4, out, accuracy_level=0),
-    "int8 cache": lambda dense, int4, out: export(int4, out, cache_prompts=[inputs([5, 9, 77])]),
+    "int8 cache": lambda dense, int4, out: export(int4, out, cache_prompts=[Inputs.text([5, 9, 77])]),
     "standard fp16": lambda dense, int4, out: export_standard(dense, out),
     "standard int4": lambda dense, int4, out: export_standard(int4, out),
     "standard fp8": lambda dense, int4, out: export_standard(dense, out, weights="fp8"),
@@ -134,7 +126,7 @@ def test_int4_graph_computes_what_its_codes_say(int4_pair: tuple[Path, Path], tm
     export(Checkpoint.open(packed), tmp_path / "exact", accuracy_level=0)
     export(Checkpoint.open(packed), tmp_path / "fast")
     export(Checkpoint.open(dense), tmp_path / "dense")
-    prompt = inputs([3, 141, 59, 26, 5, 358])
+    prompt = Inputs.text([3, 141, 59, 26, 5, 358])
 
     def logits(name: str) -> Any:
         return OnnxSession(tmp_path / name, threads=1).prefill([prompt], capacity=8, keep=6)[0]
@@ -159,7 +151,7 @@ def test_a_head_that_came_in_4_bits_is_computed_from_them(
     for source in (packed, dense):
         write(Checkpoint.open(source), tmp_path / f"{source.name} graphs")
     found, expected = (
-        OnnxSession(tmp_path / f"{name} graphs", threads=1).prefill([inputs([3, 14, 15])], capacity=4)[0]
+        OnnxSession(tmp_path / f"{name} graphs", threads=1).prefill([Inputs.text([3, 14, 15])], capacity=4)[0]
         for name in ("packed", "dense")
     )
     assert np.linalg.norm(found - expected) <= 2e-3 * np.linalg.norm(expected)
@@ -226,7 +218,7 @@ def test_an_image_too_large_for_its_engine_is_refused(int4_pair: tuple[Path, Pat
 
 def test_int8_cache_stores_bytes_and_stays_close(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(int4_pair[0])
-    prompts = [inputs(list(range(start, start + 40))) for start in (3, 90, 200)]
+    prompts = [Inputs.text(list(range(start, start + 40))) for start in (3, 90, 200)]
     export(checkpoint, tmp_path / "wide")
     export(checkpoint, tmp_path / "int8", cache_prompts=prompts)
     wide, narrow = (OnnxSession(tmp_path / name, threads=1) for name in ("wide", "int8"))
@@ -244,7 +236,8 @@ def test_int8_cache_stores_bytes_and_stays_close(int4_pair: tuple[Path, Path], t
 
 
 def test_equal_prompts_give_an_equal_int8_cache(int4_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    prompts = [Inputs.text([5, 9, 77, 301, 12])]
     for name in ("one", "two"):
-        export(Checkpoint.open(int4_pair[0]), tmp_path / name, cache_prompts=[inputs([5, 9, 77, 301, 12])])
+        export(Checkpoint.open(int4_pair[0]), tmp_path / name, cache_prompts=prompts)
     graphs = [(tmp_path / name / "decoder.onnx").read_bytes() for name in ("one", "two")]
     assert graphs[0] == graphs[1]

@@ -45,18 +45,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield host
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """A command that fails; its one line."""
-
-    def call(*words: object) -> str:
-        assert main([str(word) for word in words]) == 1
-        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
-        return line
-
-    return call
-
-
 @contextmanager
 def disk(folder: Path, *options: str) -> Iterator[None]:
     """A small one; the test is skipped where nothing may be mounted."""

@@ -71,7 +71,7 @@ def session(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def prompt(*ids: int) -> Inputs:
-    return Inputs(np.array(ids), np.tile(np.arange(len(ids)), (3, 1)), (), len(ids))
+    return Inputs.text(ids)
 
 
 def run(

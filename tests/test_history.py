@@ -22,7 +22,6 @@ from bench.history.runs import FILE, Run, append_build, read_history
 from engines.errors import UserError
 
 HERE = {"processor": "P", "gpu": None, "memory_bytes": 8}
-RATIO = (0.5, 0.49, 0.51)
 
 
 def night(number: int, **fields: Any) -> Run:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from bench.__main__ import main
 from bench.client import Load
 from bench.latency import AGAIN
 from bench.open_loop import Asked, Plan, arrivals, compare, drive, figures, ratio
+from tests.conftest import ROOT
 from tests.http_server import answering
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Server(ThreadingHTTPServer):

@@ -72,18 +72,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """A command that fails; its one line."""
-
-    def call(*words: object) -> str:
-        assert main([str(word) for word in words]) == 1
-        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
-        return line
-
-    return call
-
-
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.resources import REQUESTS, disk_bytes, human_size, peak_memory, question, resident_peak
+from bench.resources import REQUESTS, disk_bytes, peak_memory, question, resident_peak
 from engines.config import ModelConfig
 from engines.errors import UserError
 
@@ -20,14 +20,6 @@ def test_each_inode_counts_once(tmp_path: Path) -> None:
     os.link(tmp_path / "a", tmp_path / "sub" / "hard")
     (tmp_path / "soft").symlink_to("a")
     assert disk_bytes(tmp_path) == 1234
-
-
-@pytest.mark.parametrize(
-    ("size", "shown"),
-    [(0, "0 B"), (999, "999 B"), (4_236_000, "4.24 MB"), (999_900_000, "1 GB"), (-326.5e6, "-326 MB")],
-)
-def test_sizes_are_told_in_decimal_units(size: float, shown: str) -> None:
-    assert human_size(size) == shown
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])

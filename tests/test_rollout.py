@@ -32,11 +32,11 @@ from serve.router.policy import Rollout
 from serve.router.reading import parse_policy, with_weights
 from serve.router.record import Record
 from serve.router.versions import Versions
+from tests.conftest import ROOT
 from tests.scripted_arm import ScriptedArm, answers, ask, policy_text, request, routing, scripted_arm, whole
 from tests.test_policy import SMALLEST
 from tests.test_router import run
 
-ROOT = Path(__file__).resolve().parent.parent
 PLAN = Rollout.model_validate({"arm": "a", "dwell_s": 60, "min_requests": 50})
 
 

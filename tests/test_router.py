@@ -805,4 +805,4 @@ def test_a_port_that_is_taken_ends_the_router_with_one_clear_line(tmp_path: Path
         done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 1
     (error,) = done.stderr.splitlines()
-    assert "address already in use" in error
+    assert f"Address already in use; name another {taken}" in error

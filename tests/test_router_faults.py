@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bench.router import servers
+from engines.ports import free_port
 from serve.router.assignment import Assigner
 from serve.router.reading import parse_policy
 from tests.conftest import ROOT
@@ -95,7 +96,7 @@ async def arms(go: asyncio.Event, folder: Path) -> AsyncIterator[tuple[dict[str,
 @asynccontextmanager
 async def router(folder: Path, log: Path) -> AsyncIterator[tuple[int, asyncio.subprocess.Process]]:
     """Its port and process; it is told to end, and does."""
-    port = servers.free_port()
+    port = free_port()
     where = [f"--port={port}", "--admin-port=0", f"--state={folder}/state", f"--log={log}"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "serve", "router", str(folder / "policy.yaml"), *where),

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from build.__main__ import main
-from build.forecast import Machine
 from build.select import devices
 from build.select.devices import KNOWN, Device
 from engines.device import Gpu, available_memory
@@ -27,10 +26,7 @@ ADA = {"host": "elsewhere", "processor": "?", "gpu": {"name": "NVIDIA GeForce RT
 ENGINES = {"runtime": "TensorRT for RTX", "target": "sm89"}
 
 
-@pytest.fixture(autouse=True)
-def rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring this machine takes seconds, and no test here asks how fast it is."""
-    monkeypatch.setattr(devices, "_measured", lambda: Machine(flops=1e11, read=2e10, hashed=1e9))
+pytestmark = pytest.mark.usefixtures("rates")
 
 
 @pytest.fixture

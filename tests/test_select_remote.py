@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from build.__main__ import main
-from build.forecast import Machine
 from build.release.modelpack import ARTIFACT
 from build.release.reference import Reference
 from build.release.registry import MANIFEST, Registry
-from build.select import devices
 from engines.errors import UserError
 from serve.selected import select_policy
 from tests.oci_registry import blob_file, oci_registry
 from tests.published import INT4, publish_variant
+
+pytestmark = pytest.mark.usefixtures("rates")
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,6 @@ def nothing(registry: Registry) -> dict[str, Any]:
     stored = registry.manifest("onnx-fp16")
     assert stored
     return {"config": stored[1]["config"], "layers": stored[1]["layers"][:1]}
-
-
-@pytest.fixture(autouse=True)
-def rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_measured", lambda: Machine(flops=1e11, read=2e10, hashed=1e9))
 
 
 def test_the_choice_is_made_without_weights(shelf: str, capsys: pytest.CaptureFixture[str]) -> None:

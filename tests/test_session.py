@@ -42,7 +42,7 @@ def session(request: pytest.FixtureRequest, micro_checkpoint: Path, artifact: Pa
 
 
 def text(*ids: int) -> Inputs:
-    return Inputs(np.array(ids), np.tile(np.arange(len(ids)), (3, 1)), (), len(ids))
+    return Inputs.text(ids)
 
 
 LONG, SHORT = text(7, 90, 211, 40, 5, 66, 301), text(12, 400, 33)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 from bench.__main__ import main
 from bench.shape import SHAPES, write_shape
 from bench.vocabulary import CONTROL, WORDS, byte_level_tokenizer
+from engines.artifact import hash_folder
 from engines.checkpoint import Checkpoint
 from engines.errors import UserError
 from engines.processor import Processor
@@ -124,12 +124,8 @@ def test_calibration_samples_have_one_image_and_512_tokens(written: Path) -> Non
 def test_the_seed_decides_every_byte(written: Path, tmp_path: Path) -> None:
     write_shape(tmp_path / "same", small_shape())
     write_shape(tmp_path / "other", small_shape(), seed=1)
-
-    def digests(folder: Path) -> dict[str, str]:
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-    same, other = digests(tmp_path / "same"), digests(tmp_path / "other")
-    assert same == digests(written)
+    same, other = hash_folder(tmp_path / "same"), hash_folder(tmp_path / "other")
+    assert same == hash_folder(written)
     changed = {name for name in same if same[name] != other[name]}
     assert changed == {"calibration.jsonl", *(name for name in same if name.endswith(".safetensors"))}
 

@@ -19,7 +19,7 @@ from tests.fakes import TableSession, chain
 
 
 def prompt(*ids: int) -> Inputs:
-    return Inputs(np.array(ids), np.tile(np.arange(len(ids)), (3, 1)), (), len(ids))
+    return Inputs.text(ids)
 
 
 @pytest.mark.parametrize(

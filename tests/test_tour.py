@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.router.servers import free_port
+from engines.ports import free_port
 from tests.conftest import ROOT
 from tests.environments import link_packages
 from tests.oci_registry import oci_registry

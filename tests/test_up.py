@@ -15,15 +15,14 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from bench.router.servers import free_port
 from engines.errors import UserError
+from engines.ports import free_port
 from serve.router.assignment import Assigner
 from serve.router.reading import parse_policy
 from serve.up import arm_commands, arms
+from tests.conftest import ROOT
 from tests.live_arm import built
 from tests.live_up import PATIENCE_S, running_up, wait_for
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def text(artifact: Path, port: int) -> str:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.router.servers import ROOT, free_port, started
+from bench.router.servers import ROOT, started
+from engines.ports import free_port
 
 ARMS = ("candidate", "baseline")
 STOP_S = 90.0  # streams finish, then router and arms end

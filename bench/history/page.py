@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from bench.history.drift import DRIFT, Change
 from bench.history.runs import Run
-from bench.resources import human_size
 from bench.svg import WIDTH, Axis, line, svg, tag, text
+from engines.units import human_size
 
 COLOURS = 8  # of the page's palette
 TITLES = {"accuracy": "accuracy, %", "bytes": "on disk", "peak_memory_bytes": "peak memory", "all": "all"}

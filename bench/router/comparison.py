@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from dataclasses import asdict
 from statistics import median
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from bench.router import rollback
 from bench.router.run import measure, table
+from bench.tables import tell
 
 COLUMNS = ("CPU us a request", "x nginx", "added p50 us", "x nginx", "bytes a held stream", "streams lost")
 
@@ -19,7 +19,7 @@ COLUMNS = ("CPU us a request", "x nginx", "added p50 us", "x nginx", "bytes a he
 def compare(options: Namespace) -> tuple[Table, dict[str, Any]]:
     """For people, and as one JSON object."""
     names = ["router", *options.peers]
-    rows = table(measure(names, options.requests, options.streams, options.rounds, options.work, _tell))
+    rows = table(measure(names, options.requests, options.streams, options.rounds, options.work, tell))
     shown = Table("", *COLUMNS, box=None, header_style="bold")
     for row in rows:
         cpu, p50, held, lost = (
@@ -31,7 +31,7 @@ def compare(options: Namespace) -> tuple[Table, dict[str, Any]]:
         took = rollback.measure(options.rollbacks, rollback.STREAMS, options.work / "rollback")
         result["rollback"] = asdict(took)
         for name, times in (("POST", took.post_ms), ("command", took.command_ms)):
-            _tell(
+            tell(
                 f"rollback by {name}: {median(times):.1f} ms until an answer by the baseline (longest "
                 f"{max(times):.1f} of {len(times)}), {took.streams_lost} of {took.streams} streams lost"
             )
@@ -40,7 +40,3 @@ def compare(options: Namespace) -> tuple[Table, dict[str, Any]]:
 
 def _told(ratio: dict[str, float] | None) -> str:
     return f"{ratio['estimate']} ({ratio['low']} to {ratio['high']})" if ratio else "-"
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -13,8 +13,9 @@ from pathlib import Path
 import uvloop
 
 from bench.router.load import hold, request
-from bench.router.servers import ROOT, allow_files, arm, free_port, router
+from bench.router.servers import ROOT, allow_files, arm, router
 from engines.errors import UserError
+from engines.ports import free_port
 
 POLICY = """\
 experiment: bench

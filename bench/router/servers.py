@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engines.errors import UserError
+from engines.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = """\
@@ -190,9 +191,3 @@ def started(
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    """One that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.tables import tell
 from bench.trust.run import Settings, run
 from bench.trust.table import fault_table, problems, rate_table
 from engines.errors import UserError
@@ -35,7 +36,7 @@ def trust(options: Namespace) -> int:
         seed=options.seed,
         threads=options.threads,
     )
-    found = run(CHECKPOINT, settings, lambda line: print(line, file=sys.stderr, flush=True))
+    found = run(CHECKPOINT, settings, tell)
     if options.json:
         print(json.dumps(found.document()))
     else:
@@ -44,5 +45,5 @@ def trust(options: Namespace) -> int:
         console.print()
         console.print(fault_table(found))
     for line in problems(found):
-        print(line, file=sys.stderr)
+        tell(line)
     return 0 if found.held else 3

@@ -12,7 +12,6 @@ from typing import Any
 from bench.accuracy import Observation, evaluate
 from bench.divergence import first_divergence
 from bench.gate import gate
-from bench.resources import human_size
 from bench.tasks import Item, Message
 from bench.trust import answers, leak, slow
 from bench.trust.plant import FAULTS, Code, Fault
@@ -24,6 +23,7 @@ from engines.checkpoint import Checkpoint
 from engines.export import export
 from engines.processor import Inputs, Processor
 from engines.session import open_session
+from engines.units import human_size
 
 Answers = Sequence[Observation]
 Tell = Callable[[str], None]

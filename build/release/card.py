@@ -12,9 +12,9 @@ from bench.breakdown import figure
 from bench.latency import METRICS, Timing, of_arm, summarize
 from bench.power import sentence
 from bench.records import read_records
-from bench.resources import human_size
 from bench.verdict import Row
 from engines.artifact import Manifest
+from engines.units import human_size
 
 CARD = "README.md"
 Json = dict[str, Any]

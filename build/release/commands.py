@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.resources import human_size
 from build.publish import beside, replaced
 from build.release.hub import SCHEME as HUB
 from build.release.hub import upload_to_hub
@@ -24,6 +23,7 @@ from build.release.stage import stage
 from build.release.upload import Sessions
 from engines.artifact import Manifest
 from engines.errors import UserError
+from engines.units import human_size
 
 Json = dict[str, Any]
 

@@ -10,7 +10,7 @@ from threading import Lock
 
 from tqdm import tqdm
 
-from bench.resources import human_size
+from engines.units import human_size
 
 LINE_EVERY_S = 10.0
 

@@ -8,11 +8,11 @@ from math import inf, log
 from statistics import median
 from typing import Literal
 
-from bench.resources import human_size
 from build.select.catalogue import Published
 from build.select.devices import TENSORRT, Device
 from build.select.estimate import Estimate, Provenance, Workload, estimate, known, longest_context
 from engines.engine_files import DRIVER, ENGINE_FACTS, EngineFacts
+from engines.units import human_size
 
 Objective = Literal["latency", "throughput", "accuracy"]
 TRANSFORMERS = "transformers"

@@ -7,11 +7,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from bench.resources import human_size
 from build.select.catalogue import Published
 from build.select.choice import Candidate, Choice, Wanted, choose
 from build.select.devices import Device, find_devices
 from build.select.remote import catalogue_at
+from engines.units import human_size
 
 NOTHING_FITS = 3
 

@@ -10,6 +10,7 @@ from engines.config import ModelConfig
 from engines.engine_files import ENGINE_FACTS, EngineFacts
 from engines.errors import UserError
 from engines.onnx_files import DECODER, EMBEDDING, HEAD, HEAD_ROWS, PACKED, VISION
+from engines.units import human_size
 from serve.arm.scheduler import CHUNK
 
 PROCESS = 140_000_000  # interpreter, libraries and web server
@@ -42,9 +43,10 @@ class Forecast:
         return max(0, (memory - self.total + self.cache) // (self.cache_per_token * self.slots))
 
     def __str__(self) -> str:
-        parts = f"{size(self.weights)} weights, {size(self.cache)} keys and values ({self.slots} slots of "
-        parts += f"{self.context} tokens), {size(PROCESS + self.working)} to work"
-        return f"{size(self.total)}: {parts}"
+        slots = f"{self.slots} slots of {self.context} tokens"
+        parts = f"{human_size(self.weights)} weights, {human_size(self.cache)} keys and values ({slots}), "
+        parts += f"{human_size(PROCESS + self.working)} to work"
+        return f"{human_size(self.total)}: {parts}"
 
 
 def forecast(directory: Path, config: ModelConfig, *, slots: int, context: int) -> Forecast:
@@ -75,11 +77,6 @@ def forecast(directory: Path, config: ModelConfig, *, slots: int, context: int) 
     return Forecast(weights, working, per_token, slots, context)
 
 
-def size(count: int) -> str:
-    """Decimal units."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def choose_context(
     directory: Path, config: ModelConfig, *, slots: int, context: int | None, memory: int
 ) -> Forecast:
@@ -97,7 +94,7 @@ def choose_context(
         advice = f"--context {fits} fits" if fits >= SHORTEST else "use fewer --slots or a smaller variant"
         if smaller := _beside(directory, slots=slots, context=wanted.context, memory=memory):
             advice = f"{advice}; {smaller}, beside it, fits as it is"
-        raise UserError(f"{directory} would take {wanted}; {size(memory)} are available: {advice}")
+        raise UserError(f"{directory} would take {wanted}; {human_size(memory)} are available: {advice}")
     return wanted
 
 

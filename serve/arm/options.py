@@ -44,29 +44,40 @@ def add_options(arm: argparse.ArgumentParser) -> None:
         default=env("DTYPE", "auto"),
         help="auto, the artifact's own; default $DTYPE or auto",
     )
-    arm.add_argument("--slots", type=int, default=8, metavar="N", help="sequences at once; default 8")
-    arm.add_argument("--context", type=int, metavar="N", help="tokens of each; default as fits, at most 8192")
+    arm.add_argument("--slots", type=int, default=8, metavar="N", help="answers at once; default 8")
     arm.add_argument(
-        "--queue", type=int, default=64, metavar="N", help="sequences that may wait; default 64, then 429"
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens of prompt and answer; default as many as fit, at most 8192",
+    )
+    arm.add_argument(
+        "--queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="requests that may wait; default 64, others get 429",
     )
     arm.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default one for each core")
     arm.add_argument(
-        "--timeout", type=float, default=600, metavar="S", help="seconds for a whole request; default 600"
+        "--timeout", type=float, default=600, metavar="S", help="seconds that a request may take; default 600"
     )
     arm.add_argument(
         "--max-file-size",
         type=int,
         default=env("MAX_FILE_SIZE", "20000000"),
         metavar="BYTES",
-        help="of a picture or video; default $MAX_FILE_SIZE or 20000000",
+        help="largest picture or video; default $MAX_FILE_SIZE or 20000000",
     )
-    arm.add_argument("--api-key-file", type=Path, metavar="FILE", help="refuse who does not send its key")
+    arm.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="refuse whoever does not send the key in it"
+    )
     arm.add_argument(
         "--allow-origin",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="let web pages from there ask it, as http://127.0.0.1:8081; may be repeated",
+        help="let web pages from there ask, as from http://127.0.0.1:8081; may be repeated",
     )
     arm.add_argument(
         "--allow-private-urls", action="store_true", help="fetch media from private addresses too"

@@ -18,6 +18,7 @@ from serve.arm.app import build_app
 from serve.arm.arm import Arm, Settings
 from serve.arm.media import Limits
 from serve.arm.model import Model, load, one_at_a_time, read_manifest
+from serve.listening import listening
 
 
 def run(options: argparse.Namespace) -> None:
@@ -134,13 +135,9 @@ def _read_key(path: Path | None) -> str | None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    try:
+    with listening(host, port):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
-        ) from None
 
 
 def tell(line: str) -> None:

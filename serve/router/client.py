@@ -12,7 +12,7 @@ import httptools
 from engines.errors import UserError
 from serve.router.assignment import user_of
 from serve.router.exchange import Exchange
-from serve.router.head import REQUEST_ID, Head, Request
+from serve.router.head import REQUEST_ID, Head, Request, check_body
 from serve.router.live import Live
 from serve.router.messages import RefusedError, answer, error_body
 from serve.router.mirror import mirror
@@ -154,8 +154,7 @@ class Client(asyncio.Protocol):
         self._size = 0
         self._body = [] if live.assign.reads_user else None
         method = parser.get_method()
-        told = (time.monotonic(), self._address, method, head.target, live.policy.experiment, live.version)
-        self._record = Record(*told, request_id=head.seen.get(REQUEST_ID, b""))
+        self._record = live.record(self._address, method, head.target, head.seen.get(REQUEST_ID, b""))
         if parser.should_upgrade():
             raise RefusedError(400, "upgrades are refused")
         keep_alive = parser.should_keep_alive() and not self._router.closing
@@ -172,15 +171,10 @@ class Client(asyncio.Protocol):
             record.request_piece(data)
         self._overhead = 0
         self._size += len(data)
-        if self._size > limits.body_bytes:
-            raise RefusedError(413, f"the body is larger than {limits.body_bytes} bytes")
+        check_body(self._size, limits, gathered=self._body is not None)
         if self._exchange:
             self._exchange.body(data)
         elif self._body is not None:
-            if self._size > limits.buffer_bytes:
-                raise RefusedError(
-                    413, f"the body is larger than {limits.buffer_bytes} bytes; its user cannot be read"
-                )
             self._body.append(data)
             self._due(limits.stall_s)
 
@@ -214,9 +208,7 @@ class Client(asyncio.Protocol):
         self._exchange.start()
 
     def _answer_own(self, target: bytes) -> None:
-        ready = target == b"/health" or any(arm.healthy for arm in self._live.arms.values())
-        body = b'{"status": "ok"}' if ready else b'{"status": "no arm is healthy"}'
-        self._transport.write(answer(200 if ready else 503, body))
+        self._transport.write(self._live.own_answer(target))
         self._head = self._record = None
         self._next()
 
@@ -292,8 +284,7 @@ class Client(asyncio.Protocol):
         if exchange:
             exchange.client_lost(refused.status)
         else:
-            experiment, version = self._live.policy.experiment, self._live.version
-            record = self._record or Record(time.monotonic(), self._address, b"", b"", experiment, version)
+            record = self._record or self._live.record(self._address, b"", b"")
             record.status, record.error, record.ended = refused.status, "refused", time.monotonic()
             self._live.observe(record)
         self.fail(refused.status, str(refused))

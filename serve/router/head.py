@@ -62,8 +62,8 @@ class Head:
             raise RefusedError(400, "expected either Content-Length or Transfer-Encoding: chunked")
         if length is not None and not length.isdigit():
             raise RefusedError(400, "expected one Content-Length")
-        if length is not None and int(length) > limits.body_bytes:
-            raise RefusedError(413, f"the body is larger than {limits.body_bytes} bytes")
+        if length is not None:
+            check_body(int(length), limits)
         if seen.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise RefusedError(417, "expected no Expect header but 100-continue")
         if b"connection" in seen and (drop := named_by_connection(seen[b"connection"]) - NOT_PASSED):
@@ -78,3 +78,12 @@ class Head:
             raise RefusedError(431, f"the request's head is larger than {limits.header_bytes} bytes")
         line = method + b" " + self.target + b" HTTP/1.1\r\n"
         return Request(method, line, block, coding is not None, version == "1.0", keep_alive)
+
+
+def check_body(size: int, limits: Limits, gathered: bool = False) -> None:
+    """RefusedError for more bytes of a body than may pass, or than may be gathered to find its user."""
+    if size > limits.body_bytes:
+        raise RefusedError(413, f"the body is larger than {limits.body_bytes} bytes")
+    if gathered and size > limits.buffer_bytes:
+        told = f"the body is larger than {limits.buffer_bytes} bytes; its user cannot be read"
+        raise RefusedError(413, told)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from serve.router.arm import Arm
 from serve.router.assignment import Assigner
 from serve.router.head import NOTED
+from serve.router.messages import answer
 from serve.router.policy import Policy
 from serve.router.record import Record
 from serve.router.region import open_database
@@ -25,6 +27,17 @@ class Live:
     turns: dict[str, tuple[Arm, ...]]  # by the assigned arm: it, and who is asked when it cannot
     noted: frozenset[bytes]  # headers whose values are read
     observe: Callable[[Record], None]
+
+    def record(self, address: str, method: bytes, target: bytes, request_id: bytes = b"") -> Record:
+        """Of a request that begins now under this policy."""
+        told = (time.monotonic(), address, method, target, self.policy.experiment, self.version)
+        return Record(*told, request_id=request_id)
+
+    def own_answer(self, target: bytes) -> bytes:
+        """To /health, 200 whatever the arms do; to /ready, where one of them is healthy."""
+        ready = target == b"/health" or any(arm.healthy for arm in self.arms.values())
+        body = b'{"status": "ok"}' if ready else b'{"status": "no arm is healthy"}'
+        return answer(200 if ready else 503, body)
 
     def mirrors(self) -> bool:
         """Whether this request is copied."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 
 from engines.errors import UserError
+from serve.listening import listening
 from serve.rollout.driver import Driver
 from serve.router.admin import Admin
 from serve.router.client import Client
@@ -108,13 +109,15 @@ async def serving(options: Options) -> AsyncIterator[Running]:
         router.observers += [rollout.observe, recent.observe]
         if exporter:
             router.observers.append(exporter.write)
-        traffic = await loop.create_server(
-            lambda: Client(router), options.host, options.port, backlog=BACKLOG
-        )
+        with listening(options.host, options.port):
+            traffic = await loop.create_server(
+                lambda: Client(router), options.host, options.port, backlog=BACKLOG
+            )
         closing.callback(traffic.close)  # a loop does not end while a port is open
-        admin = await asyncio.start_server(
-            Admin(control, rollout, recent, token), options.admin_host, options.admin_port
-        )
+        with listening(options.admin_host, options.admin_port, "--admin-port"):
+            admin = await asyncio.start_server(
+                Admin(control, rollout, recent, token), options.admin_host, options.admin_port
+            )
         closing.callback(admin.close)
         forever = (router.sweep(), check_forever(router, _tell), rollout.watch())
         tasks = [loop.create_task(work) for work in forever]

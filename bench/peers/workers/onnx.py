@@ -42,7 +42,7 @@ class OnnxModel:
 
         def prefill(prompts: list[Tokens]) -> Any:
             nonlocal cache
-            inputs = [_text(prompt) for prompt in prompts]
+            inputs = [Inputs.text(prompt) for prompt in prompts]
             logits, cache = self.session.prefill(inputs, capacity=len(prompts[0]) + count)
             return logits[:, -1].argmax(axis=-1)
 
@@ -58,11 +58,6 @@ class OnnxModel:
         start = time.perf_counter()
         self.session.vision(inputs)
         return time.perf_counter() - start
-
-
-def _text(tokens: Tokens) -> Inputs:
-    positions = np.tile(np.arange(len(tokens), dtype=np.int64), (3, 1))
-    return Inputs(np.array(tokens, np.int64), positions, (), len(tokens))
 
 
 if __name__ == "__main__":
