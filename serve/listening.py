@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,8 +15,11 @@ def listening(host: str, port: int, option: str = "--port") -> Iterator[None]:
     try:
         yield
     except (OSError, OverflowError) as error:
-        named = isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror)
-        why = os.strerror(error.errno) if named else getattr(error, "strerror", None) or error
+        why: object = error
+        if isinstance(
+            error, OSError
+        ):  # asyncio's text repeats the address; a name that is not found has no number
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
         raise UserError(
             f"cannot listen on {host}:{port}: {why}; name another {option}, or 0 for a free one"
         ) from None
