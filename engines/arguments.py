@@ -19,7 +19,24 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argpa
     if not words:
         parser.print_help(sys.stderr)
         sys.exit(2)
-    return parser.parse_args(words)
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        import difflib
+
+        command = _command(parser, options)
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], command._option_string_actions, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
+
+
+def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.ArgumentParser:
+    """The parser of the command that was named."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found: argparse.ArgumentParser = action.choices[options.command]
+            return found
+    return parser
 
 
 def exit_code(command: Callable[[], int | None], output: object = "output", *, resumes: bool = False) -> int:
