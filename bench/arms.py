@@ -80,23 +80,28 @@ def in_a_process(directory: Path, device: str = "cpu") -> Iterator[Arm]:
 
 def _serve(parent: int, directory: Path, device: str, pipe: Connection) -> None:
     """An arm's process: what is wrong with the folder, or None; then stamps for all that it is asked."""
+    end_with(parent)
+    # The terminal interrupts both processes; the parent says so.
+    with suppress(EOFError, ConnectionError, KeyboardInterrupt):
+        session = _opened(directory, device, pipe)
+        with no_garbage_collection():
+            while session:
+                prompts, output_tokens = pipe.recv()
+                pipe.send(_answer(session, prompts, output_tokens))
+
+
+def _opened(directory: Path, device: str, pipe: Connection) -> Session | None:
     from engines.session import open_session
 
-    end_with(parent)
     try:
         session = open_session(directory, device=device)
     except Exception as error:
         if (told := reason(error)) is None:
             raise
-        return pipe.send(told)
+        pipe.send(told)
+        return None
     pipe.send(None)
-    with no_garbage_collection():
-        while True:
-            try:
-                prompts, output_tokens = pipe.recv()
-            except EOFError:
-                return None
-            pipe.send(_answer(session, prompts, output_tokens))
+    return session
 
 
 def _answer(session: Session, prompts: Sequence[Inputs], output_tokens: int) -> Stamps:

@@ -85,7 +85,7 @@ def add_models(commands: Any) -> None:
         "compare",
         parents=[common, answers, timing],
         epilog=EXIT_CODES,
-        help="the gate: may B replace A, by its answers, its speed and its memory",
+        help="the gate: judge whether B may replace A, by answers, speed and memory",
     )
     compare.add_argument(
         "baseline",
@@ -126,7 +126,7 @@ def add_models(commands: Any) -> None:
         "divergence",
         parents=[common],
         epilog=EXIT_CODES,
-        help="the first place where B leaves A by more than rounding explains",
+        help="find the first place where B leaves A by more than rounding explains",
     )
     divergence.add_argument("baseline", type=Path, metavar="A", help="the 16-bit checkpoint")
     divergence.add_argument(
@@ -136,7 +136,7 @@ def add_models(commands: Any) -> None:
         "--items", type=positive, default=24, metavar="N", help="questions to show to both; default 24"
     )
 
-    plan = commands.add_parser("plan-n", help="how many items a margin of accuracy needs")
+    plan = commands.add_parser("plan-n", help="tell how many items a margin of accuracy needs")
     plan.add_argument("--margin", type=float, default=2.0, metavar="POINTS", help="of the gate; default 2")
     plan.add_argument(
         "--flips",
@@ -162,7 +162,7 @@ def add_models(commands: Any) -> None:
     history = commands.add_parser(
         "history",
         epilog="exit codes: 0 no drift, 1 error, 2 usage, 3 drift",
-        help="figures of all builds over time, and whether the newest has drifted",
+        help="show the figures of all builds, and whether the newest has drifted",
     )
     history.add_argument(
         "files",
@@ -244,7 +244,7 @@ def add_models(commands: Any) -> None:
     )
 
     trust = commands.add_parser(
-        "trust", epilog=EXIT_CODES, help="is the gate right about models whose truth is known"
+        "trust", epilog=EXIT_CODES, help="judge models whose truth is known: is the gate right about them"
     )
     trust.add_argument(
         "--draws", type=positive, default=400, metavar="N", help="verdicts on each candidate; default 400"

@@ -12,7 +12,7 @@ from engines.arguments import above_zero, natural, positive, two
 
 def add_servers(commands: Any) -> None:
     """Adds load, open-loop, router and endurance to `python -m bench`."""
-    load = commands.add_parser("load", help="many clients at once on a server of OpenAI's API")
+    load = commands.add_parser("load", help="load a server of OpenAI's API with many clients at once")
     load.add_argument("url", metavar="URL", help="as in http://127.0.0.1:8080")
     load.add_argument(
         "--clients",
@@ -28,7 +28,7 @@ def add_servers(commands: Any) -> None:
     _questions(load)
 
     arrivals = commands.add_parser(
-        "open-loop", help="requests that arrive by one schedule at several servers, and wait for nobody"
+        "open-loop", help="load several servers by one schedule of arrivals, which waits for nobody"
     )
     arrivals.add_argument("urls", nargs="+", metavar="URL", help="the first is the baseline")
     arrivals.add_argument(
@@ -84,7 +84,7 @@ def add_servers(commands: Any) -> None:
     endurance = commands.add_parser(
         "endurance",
         epilog=EXIT_CODES,
-        help="an hour of mixed load on a router and two arms",
+        help="load a router and two arms for an hour, and judge what is lost and what grows",
     )
     endurance.add_argument(
         "--minutes", type=above_zero, default=60.0, metavar="N", help="length of the run; default 60"

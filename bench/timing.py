@@ -92,7 +92,7 @@ def load(options: Namespace) -> int:
     shown = Table(*(name.replace("_", " ") for name in columns.split()), box=None, header_style="bold")
     found: list[dict[str, Any]] = []
     for clients in options.clients:
-        tell(f"{clients} clients, {options.seconds} s")
+        tell(f"{clients} at once for {options.seconds} s")
         tally = run(asked, clients)
         found.append({"clients": clients, **tally.summary()})
         ratio = tally.tokens_per_s / (found[0]["output_tokens_per_s"] or 1)

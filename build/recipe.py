@@ -224,7 +224,9 @@ def _closure(only: Sequence[str]) -> list[str]:
     wanted = {"fp16"}
     for variant in only:
         if variant not in KINDS:
-            raise UserError(f"--only {variant}: no such variant; expected some of {', '.join(KINDS)}")
+            near = difflib.get_close_matches(variant, KINDS, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"--only {variant}: no such variant{hint}; expected some of {', '.join(KINDS)}")
         name: str | None = variant
         while name:
             wanted.add(name)

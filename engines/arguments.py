@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from math import inf
@@ -18,7 +19,24 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argpa
     if not words:
         parser.print_help(sys.stderr)
         sys.exit(2)
-    return parser.parse_args(words)
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        import difflib
+
+        command = _command(parser, options)
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], command._option_string_actions, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
+
+
+def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.ArgumentParser:
+    """The parser of the command that was named."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found: argparse.ArgumentParser = action.choices[options.command]
+            return found
+    return parser
 
 
 def exit_code(command: Callable[[], int | None], output: object = "output", *, resumes: bool = False) -> int:
@@ -35,7 +53,7 @@ def exit_code(command: Callable[[], int | None], output: object = "output", *, r
     except KeyboardInterrupt:
         code, told = 130, f"interrupted{again}"
     except OSError as error:
-        if _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 1
         code, told = 1, f"{error.filename or output}: {error.strerror or error}{mend}"
     except Exception as error:
@@ -48,12 +66,12 @@ def exit_code(command: Callable[[], int | None], output: object = "output", *, r
 
 def _nobody_reads() -> bool:
     """Whether stdout's reader has seen enough, as `head` has; then Python's last flush is kept quiet too."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    stdout = select.poll()
+    stdout.register(1, 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in stdout.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return gone
 
 
 def describe(commands: Any) -> None:

@@ -29,7 +29,12 @@ def parser() -> argparse.ArgumentParser:
         "embeddings and LM head stay as they are. A stopped run goes on from its last finished layer.",
     )
     top.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in the Hugging Face layout")
-    top.add_argument("--method", choices=("gptq", "awq", "rtn"), default="gptq", help="default gptq")
+    top.add_argument(
+        "--method",
+        choices=("gptq", "awq", "rtn"),
+        default="gptq",
+        help="rtn is plain rounding, the control; default gptq",
+    )
     top.add_argument(
         "--group-size",
         type=int,

@@ -98,6 +98,8 @@ def test_help_is_light(package: str) -> None:
     assert done.returncode == 0, done.stderr
     options = {
         "bench": {"bench.options", "bench.server_options"},
+        "engines": {"engines.units"},
+        "quantize": {"engines.units"},
         "serve": {"serve.router", "serve.router.options"},
     }.get(package, set())
     assert set(done.stderr.split()) == {package, "engines", "engines.errors", "engines.arguments"} | options

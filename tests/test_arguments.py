@@ -34,6 +34,19 @@ def test_without_a_word_the_help_is_shown(package: str, capsys: pytest.CaptureFi
     assert "--help" in printed.err
 
 
+def test_a_mistyped_flag_is_told_with_the_one_that_is_near(capsys: pytest.CaptureFixture[str]) -> None:
+    for package, words in (
+        ("build", ["all", "--recpie=micro"]),
+        ("quantize", ["x", "-o", "y", "--metod", "awq"]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"{package}.__main__").main(words)
+        assert ended.value.code == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told.startswith(f"python -m {package}")
+        assert told.endswith(("did you mean --recipe?", "did you mean --method?"))
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -90,7 +90,7 @@ def typed() -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("page", "words"), typed(), ids=lambda part: part if isinstance(part, str) else " ".join(part)[:60]
+    ("page", "words"), list(typed()), ids=lambda part: part if isinstance(part, str) else " ".join(part)[:60]
 )
 def test_what_is_to_be_typed_is_a_command(page: str, words: list[str]) -> None:
     """One of ours is called in the environment of `make setup`, with words that its parser takes."""

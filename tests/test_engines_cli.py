@@ -104,6 +104,7 @@ def test_failures_are_one_line_and_exit_1(
 ) -> None:
     broken = tmp_path / "broken"
     assert main(["export", str(micro_checkpoint), "-o", str(broken)]) == 0
+    assert capsys.readouterr().out == f"{broken}: 4.36 MB, ONNX graphs and what they need to run\n"
     (broken / "decoder.onnx").write_bytes(b"not a graph")
     (tmp_path / "file").write_text("in the way")
     prompt = ["--prompt", "a"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -238,3 +240,14 @@ def test_an_arm_that_dies_is_told_of(micro_checkpoint: Path) -> None:
         multiprocessing.active_children()[0].kill()
         with pytest.raises(UserError, match="ended with code -9"):
             answer([inputs], 2)
+
+
+def test_ctrl_c_ends_an_arm_without_a_word(micro_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The terminal interrupts both processes; the one that was started leaves the telling to the other."""
+    with in_a_process(micro_checkpoint):
+        (process,) = multiprocessing.active_children()
+        assert process.pid
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+        assert process.exitcode == 0
+    assert capfd.readouterr().err == ""

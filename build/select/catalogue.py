@@ -144,7 +144,10 @@ def read_catalogue(
             raise UserError(f"{where} has no model {model}; it has {', '.join(models) or 'none'}")
         return [one for one in found if one.model == model]
     if not found:
-        raise UserError(f"nothing is published below {root}: expected <model>/<variant>/{MANIFEST}")
+        raise UserError(
+            f"nothing is published below {root}: expected <model>/<variant>/{MANIFEST}, "
+            "as `python -m build all` makes and `build pull` fetches it"
+        )
     if len(models) > 1:
         where = "the catalogue" if references else root
         raise UserError(f"{where} has several models: name one with --model, of {', '.join(models)}")

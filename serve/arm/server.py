@@ -95,6 +95,10 @@ def _load(options: argparse.Namespace, arm: Arm) -> Model:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
+    if not options.artifact.is_dir():
+        raise UserError(
+            f"{options.artifact} is not a folder: expected a variant's, as `python -m build list` tells them"
+        )
     onnx = (options.artifact / DECODER).is_file()
     if options.device not in ("auto", "cpu", *(() if onnx else ("cuda",))):
         raise UserError(

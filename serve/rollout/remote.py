@@ -36,7 +36,11 @@ def ask(admin: str, token_file: Path, action: str, to: float | None = None) -> A
         with error:
             raise UserError(_message(error)) from None
     except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"no router answers at {admin}: {error}") from None
+        why = getattr(error, "reason", error)
+        raise UserError(
+            f"no router answers at {admin}: {getattr(why, 'strerror', None) or why}; "
+            "name its admin port with --admin, or start one: python -m serve router POLICY"
+        ) from None
 
 
 def _message(error: urllib.error.HTTPError) -> str:
