@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: setup all stack reference test check fuzz crash bench quality gpu audit
+.PHONY: setup all stack reference test coverage mutants check fuzz crash bench quality gpu audit
 
 setup: .venv/ready  ## .venv from the lock
 
@@ -24,6 +24,19 @@ reference: setup  ## docs/reference, from the schemas
 
 test: setup check  ## everything CI holds the project to
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
+
+coverage: setup  ## how many of the lines the tests run, those of child processes too
+	OMP_NUM_THREADS=1 $(VENV)/python -m coverage run -m pytest -n 2 --dist loadfile
+	$(VENV)/python -m coverage combine --quiet
+	$(VENV)/python -m coverage report --skip-covered --sort=cover
+
+.venv-mutants/ready: .venv/ready
+	$(VENV)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv-mutants \
+		mutmut==3.8.1 libcst==1.9.0
+	touch $@
+
+mutants: .venv-mutants/ready  ## small changes of gate, statistics, int4, policy, store: which do the tests notice
+	PYTHONPATH=.venv-mutants $(VENV)/python -m tests.benchmarks.mutants $(MODULES) $(if $(SAMPLE),--sample $(SAMPLE))
 
 fuzz: setup  ## 5,000 hostile requests of each kind to an arm
 	$(VENV)/python -m pytest tests/test_arm_fuzz.py -s --fuzz 5000

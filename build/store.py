@@ -220,10 +220,10 @@ def _differences(old: Manifest, work: Work) -> list[str]:
 
 
 @functools.cache
-def processor_name() -> str:
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The CPU's model name where the system tells it, else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = cpuinfo.read_text().splitlines()
     except OSError:
         return platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -124,22 +125,48 @@ def test_an_open_check_says_what_would_close_it(n: int, lost: int, won: int, say
     assert says in check.reason
 
 
+EVERYTHING = Limits(
+    accuracy_margin=2.0,
+    max_flip_rate=0.2,
+    max_kl=0.1,
+    ttft_p50_ratio=1.1,
+    e2e_ratio=1.2,
+    max_bytes=10,
+    max_peak_memory_bytes=20,
+)
+
+
 def test_missing_evidence_fails() -> None:
-    limits = NOTHING.model_copy(
-        update={
-            "accuracy_margin": 2.0,
-            "max_kl": 0.1,
-            "max_flip_rate": 0.1,
-            "ttft_p50_ratio": 1.1,
-            "e2e_ratio": 1.1,
-            "max_bytes": 10,
-            "max_peak_memory_bytes": 10,
-        }
-    )
-    result = gate(Measurements("base", "cand"), limits)
-    assert [check.verdict for check in result.checks] == [Verdict.FAIL] * 7
-    assert all("missing evidence" in check.reason for check in result.checks)
-    assert result.verdict == Verdict.FAIL
+    no_timings = "0 timings of 0 requests x 0 repeats; expected one of each"
+    result = gate(Measurements("base", "cand"), EVERYTHING)
+    assert (result.baseline, result.candidate, result.verdict) == ("base", "cand", Verdict.FAIL)
+    assert {check.verdict for check in result.checks} == {Verdict.FAIL}
+    assert [(check.name, check.unit, check.limit, check.reason) for check in result.checks] == [
+        (name, unit, limit, f"missing evidence: {reason}")
+        for name, unit, limit, reason in [
+            ("accuracy", "points", -2, "no answers of the baseline"),
+            ("answer_flip_rate", "fraction", 0.2, "no answers of the baseline"),
+            ("kl_mean", "nats", 0.1, "no next-token distributions were compared"),
+            ("ttft_ms p50", "ms", 1.1, no_timings),
+            ("e2e_latency_ms", "ms", 1.2, no_timings),
+            ("bytes", "bytes", 10, "not measured"),
+            (
+                "peak_memory_bytes, context 2048 x batch 1",
+                "bytes",
+                20,
+                "not measured at context 2048 x batch 1",
+            ),
+        ]
+    ]
+
+
+def test_every_kind_of_evidence_may_be_excused() -> None:
+    kinds = ("accuracy", "fidelity", "latency", "bytes", "peak_memory_bytes")
+    result = gate(Measurements("a", "b", unmeasured={kind: f"no {kind} here" for kind in kinds}), EVERYTHING)
+    assert {check.verdict for check in result.checks} == {result.verdict} == {Verdict.UNMEASURED}
+    assert [check.reason.split()[1] for check in result.checks] == [
+        *("accuracy", "accuracy", "fidelity", "latency", "latency", "bytes", "peak_memory_bytes")
+    ]
 
 
 def test_a_gate_that_checks_nothing_fails() -> None:
@@ -242,9 +269,11 @@ def test_budgets_are_hard(size: int, verdict: Verdict) -> None:
         "a", "b", bytes=size, peak_memory_bytes=size, memory_at=(2048, 1), baseline_bytes=7
     )
     result = gate(measured, Limits(accuracy_margin=None, ttft_p50_ratio=None, e2e_ratio=None))
-    assert [check.verdict for check in result.checks] == [verdict] * 2
-    assert result.checks[0].delta == size - 7
-    assert result.checks[1].slice == "context 2048 x batch 1"
+    disk, memory = result.checks
+    assert (disk.verdict, memory.verdict, memory.slice) == (verdict, verdict, "context 2048 x batch 1")
+    assert (disk.candidate, disk.baseline, disk.delta, disk.n) == (size, 7, size - 7, 1)
+    assert (memory.candidate, memory.baseline, memory.delta, memory.n) == (size, None, None, 1)
+    assert disk.reason == memory.reason == "6 GB where 6 GB is the limit"
 
 
 def test_memory_measured_under_other_conditions_is_no_evidence() -> None:
@@ -297,7 +326,10 @@ def fidelity(kl: float) -> Fidelity:
 @pytest.mark.parametrize(("kl", "verdict"), [(0.05, "PASS"), (0.1, "INCONCLUSIVE"), (0.2, "FAIL")])
 def test_divergence_is_held_by_its_bounds(kl: float, verdict: str) -> None:
     measured = Measurements("a", "b", fidelity=fidelity(kl))
-    assert only(gate(measured, NOTHING.model_copy(update={"max_kl": 0.1}))).verdict == verdict
+    check = only(gate(measured, NOTHING.model_copy(update={"max_kl": 0.1})))
+    assert (check.verdict, check.candidate, check.n) == (verdict, kl, 50)
+    assert (check.ci_low, check.ci_high) == (0.8 * kl, 1.2 * kl)
+    assert check.reason == f"{0.8 * kl:.3g} to {1.2 * kl:.3g}, limit 0.1"
 
 
 @pytest.mark.parametrize(("flips", "verdict"), [(0.02, "PASS"), (0.05, "INCONCLUSIVE"), (0.12, "FAIL")])
@@ -307,6 +339,27 @@ def test_flips_are_counted_in_both_directions(flips: float, verdict: str) -> Non
     )
     assert check.verdict == verdict
     assert check.candidate == pytest.approx(flips, abs=0.02)
+
+
+def test_flips_have_wilsons_one_sided_bounds() -> None:
+    """20 won, 10 lost; by hand, with a = z^2 / 1000, z = 1.6449:
+    (0.03 + a / 2 +- sqrt(a * 0.03 * 0.97 + a^2 / 4)) / (1 + a).
+    """
+    right = np.arange(1000) < 850
+    after = right.copy()
+    after[:10], after[900:920] = False, True
+    measured = Measurements("a", "b", observations(right), observations(after))
+    check = only(gate(measured, NOTHING.model_copy(update={"max_flip_rate": 0.05})))
+    assert (check.candidate, check.n, check.verdict) == (0.03, 1000, Verdict.PASS)
+    assert (check.ci_low, check.ci_high) == pytest.approx((0.02231, 0.04022), abs=1e-5)
+
+
+def test_waivers_are_looked_at_today_unless_another_day_is_named() -> None:
+    known = {"check": "bytes", "reason": "waits for the smaller head", "expires": date.today() + timedelta(1)}
+    limits = Limits.model_validate(NOTHING.model_dump() | {"max_bytes": 10, "waivers": [known]})
+    measured = Measurements("a", "b", bytes=11)
+    assert gate(measured, limits).checks[0].waived
+    assert not gate(measured, limits, date.max).checks[0].waived
 
 
 def test_tasks_are_shown_without_a_verdict() -> None:

@@ -48,9 +48,34 @@ def test_the_slope_is_in_bytes_a_request() -> None:
     assert (found.low, found.estimate, found.high) == (1000, 1000, 1000)
 
 
+def test_an_end_is_wrong_one_time_in_twenty() -> None:
+    noise = np.random.default_rng(0).standard_normal((400, 12))
+    found = [growth(list(row)) for row in noise]
+    assert 0.02 < np.mean([one.low > 0 for one in found]) < 0.08
+    assert 0.02 < np.mean([one.high < 0 for one in found]) < 0.08
+
+
 @pytest.mark.parametrize("seen", [[], [1, 2, 3]], ids=["none", "too few"])
 def test_memory_that_was_not_followed_fails(seen: list[int]) -> None:
     limits = NOTHING.model_copy(update={"max_growth_bytes": LIMIT})
     (check,) = gate(Measurements("base", "cand", resident_bytes=seen), limits).checks
     assert check.verdict == Verdict.FAIL
-    assert "missing evidence" in check.reason
+    assert (
+        f"missing evidence: resident memory was seen after {len(seen)} requests, 8 is the least"
+        in check.reason
+    )
+
+
+def test_memory_that_no_device_was_here_for_is_unmeasured() -> None:
+    limits = NOTHING.model_copy(update={"max_growth_bytes": LIMIT})
+    measured = Measurements("base", "cand", unmeasured={"peak_memory_bytes": "no GPU here"})
+    (check,) = gate(measured, limits).checks
+    assert (check.verdict, check.reason, check.unit) == (Verdict.UNMEASURED, "no GPU here", "bytes")
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(LIMIT, Verdict.PASS), (LIMIT + 1, Verdict.FAIL)])
+def test_eight_requests_are_enough_and_the_limit_itself_passes(kept: int, verdict: Verdict) -> None:
+    limits = NOTHING.model_copy(update={"max_growth_bytes": LIMIT})
+    (check,) = gate(Measurements("a", "b", resident_bytes=[kept * i for i in range(8)]), limits).checks
+    assert (check.verdict, check.candidate, check.ci_low, check.ci_high) == (verdict, kept, kept, kept)
+    assert "65.5 kB kept of each request, 65.5 kB is the limit" in check.reason

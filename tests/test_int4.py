@@ -45,6 +45,7 @@ GOOD: dict[str, Any] = {
         ({"codes": np.zeros(8, np.uint8)}, "expected uint8"),
         ({"group_size": 3}, "do not divide into groups of 3"),
         ({"group_size": -1}, "do not divide"),
+        ({"group_size": 0}, "do not divide"),
         ({"scales": np.ones((2, 1), np.float32)}, "expected \\(2, 2\\)"),
         ({"scales": np.ones((2, 2), np.float64)}, "expected float16 or float32"),
     ],
@@ -52,6 +53,12 @@ GOOD: dict[str, Any] = {
 def test_refuses_inconsistent_parts(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Int4(**{**GOOD, **changes})
+
+
+def test_every_column_may_have_a_scale_and_equal_weights_are_two() -> None:
+    each, other = (Int4(GOOD["codes"], np.ones((2, 8), np.float32), group_size=1) for _ in range(2))
+    np.testing.assert_array_equal(each.dequantize(), np.full((2, 8), -8))
+    assert len({each, other}) == 2
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
@@ -71,6 +78,12 @@ def test_nearest_is_within_half_a_step() -> None:
     error = np.abs(found.dequantize() - weight) / steps
     assert error.max() < 1.01
     assert (error > 0.501).mean() < 0.03
+
+
+def test_weights_below_what_a_scale_can_tell_stay_in_range() -> None:
+    """A scale of 1.49 steps of float16's smallest is rounded to one: the largest value is 12 of them."""
+    tiny = np.array([[8, -8, 2, 0]]) * 1.49 * float(np.finfo(np.float16).smallest_subnormal)
+    assert nearest(tiny, 4).codes.tolist() == [[15, 0, 11, 8]]
 
 
 def test_stacked_is_the_weights_one_after_another() -> None:

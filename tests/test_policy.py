@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from engines.errors import UserError
 from serve.__main__ import main
@@ -70,6 +71,146 @@ def test_refusals_name_the_line(old: str, new: str, line: int, told: str) -> Non
     assert str(refused.value).startswith(f"policy.yaml:{line}:")
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+WHOLE = """\
+experiment: e
+baseline: fp16
+arms:
+  int4:
+    url: http://127.0.0.1:8082/
+  fp16:
+    url: http://[::1]:65535
+split:
+  mode: sticky
+  key: user
+  weights:
+    int4: 10
+    fp16: 90
+groups:
+  - arm: int4
+    cidr:
+      - 10.1.0.0/16
+      - fd00::/8
+  - arm: int4
+    region: [DE]
+  - arm: fp16
+    header: x-team
+    values: [qa]
+region:
+  header: x-country
+overrides:
+  cidr: [10.0.0.0/8]
+mirror:
+  arm: int4
+  percent: 1
+fallback:
+  - fp16
+rollout:
+  arm: int4
+  steps: [1, 100]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("baseline: fp16", "baseline: fp17", "2: baseline: no arm 'fp17'; arms are int4, fp16"),
+        ("fp16: 90", "fp16: 89.5", "11: split.weights: weights sum to 99.5 %, expected 100 %"),
+        ("    fp16: 90", "    fp17: 90", "13: split.weights.fp17: no arm 'fp17'; arms are int4, fp16"),
+        (
+            "arm: int4\n    region",
+            "arm: int5\n    region",
+            "19: groups.1.arm: no arm 'int5'; arms are int4, fp16",
+        ),
+        (
+            "mirror:\n  arm: int4",
+            "mirror:\n  arm: int5",
+            "29: mirror.arm: no arm 'int5'; arms are int4, fp16",
+        ),
+        ("  - fp16", "  - fp17", "32: fallback.0: no arm 'fp17'; arms are int4, fp16"),
+        ("rollout:\n  arm: int4", "rollout:\n  arm: x", "34: rollout.arm: no arm 'x'; arms are int4, fp16"),
+        (
+            "rollout:\n  arm: int4",
+            "rollout:\n  arm: fp16",
+            "34: rollout.arm: the baseline cannot be rolled out; name the candidate",
+        ),
+        (
+            "    int4: 10\n    fp16: 90",
+            "    fp16: 100",
+            "11: split.weights: a rollout needs the weights of int4 and fp16, and no others",
+        ),
+        ("[1, 100]", "[0, 100]", "33: rollout: steps rise from above 0"),
+        ("[1, 100]", "[1, 1, 100]", "33: rollout: steps rise from above 0"),
+        ("[1, 100]", "[100, 1]", "33: rollout: steps rise from above 0"),
+        (
+            "  key: user\n",
+            "",
+            "8: split: a sticky split needs a key: header:NAME, api-key, or user",
+        ),
+        (
+            "mode: sticky",
+            "mode: random",
+            "10: split.key: a random split has no key; remove it or set mode: sticky",
+        ),
+        (
+            "key: user",
+            "key: users",
+            "10: split.key: expected header:NAME in lower case, api-key, or user, found 'users'",
+        ),
+        (
+            "region:\n  header: x-country\n",
+            "",
+            "20: groups.1.region: regions have no source; add region: {header: NAME} or {database: FILE}",
+        ),
+        (
+            "  header: x-country",
+            "  header: x-country\n  database: x.mmdb",
+            "24: region: regions come from one of header or database",
+        ),
+        (
+            "    region: [DE]\n",
+            "",
+            "19: groups.1: a group is one of header with values, region, or cidr",
+        ),
+        ("    values: [qa]\n", "", "21: groups.2: header and values go together"),
+        ("[qa]", "[qa, qa]", "23: groups.2.values.1: 'qa' is already in group 3"),
+        ("[DE]", "[DE, DE]", "20: groups.1.region.1: 'DE' is already in group 2"),
+        (
+            "fd00::/8",
+            "10.0.0.0/8",
+            "18: groups.0.cidr.1: 10.0.0.0/8 overlaps 10.1.0.0/16 of group 1",
+        ),
+        (
+            "127.0.0.1:8082/",
+            "127.0.0.1:0",
+            "5: arms.int4.url: expected http://HOST:PORT, found 'http://127.0.0.1:0'",
+        ),
+        (
+            "[::1]:65535",
+            "[::1]:65536",
+            "7: arms.fp16.url: expected http://HOST:PORT, found 'http://[::1]:65536'",
+        ),
+        (
+            "    url: http://127.0.0.1:8082/",
+            "    max_requests: 1",
+            "4: arms.int4: an arm needs a url or an artifact",
+        ),
+    ],
+)
+def test_a_refusal_is_the_line_the_place_and_what_is_wrong(old: str, new: str, told: str) -> None:
+    assert WHOLE.count(old) == 1
+    with pytest.raises(UserError) as refused:
+        parse_policy(WHOLE.replace(old, new))
+    assert str(refused.value) == f"policy:{told}"
+
+
+def test_a_policy_that_says_all_is_one_and_stays_as_it_is() -> None:
+    policy = parse_policy(WHOLE)
+    assert policy.arms["int4"].url == "http://127.0.0.1:8082"
+    assert policy.arms["fp16"].address == ("::1", 65535)
+    with pytest.raises(ValidationError, match="frozen"):
+        policy.baseline = "int4"
 
 
 @pytest.mark.parametrize(

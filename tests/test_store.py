@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pytest
 from fsspec.core import url_to_fs
 
 from build.code import ROOT
-from build.store import Entry, Store, Work
+from build.store import Entry, Store, Work, link_or_copy, processor_name
 from engines.artifact import MANIFEST, Manifest, damage
 from engines.errors import UserError
 
@@ -45,6 +51,114 @@ def test_second_time_is_a_hit(tmp_path: Path) -> None:
     assert (first.cached, second.cached) == (False, True)
     assert first.digest == second.digest
     assert (second.path / "folder" / "file.txt").read_text() == "content"
+
+
+def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
+    began = datetime.now(UTC).replace(microsecond=0)
+    asked = work(variant="onnx-fp16")
+    entry = Store(tmp_path).do(asked, lambda out, scratch: write(out, scratch) | {"source": {"commit": "c"}})
+    manifest = Manifest.read(entry.path)
+    assert manifest == entry.manifest
+    assert (manifest.stage, manifest.name, manifest.variant, manifest.key) == (
+        "test",
+        "a",
+        "onnx-fp16",
+        asked.key,
+    )
+    assert (manifest.config, manifest.inputs, manifest.host) == (
+        {"size": 1},
+        {"x": "sha256:1"},
+        gethostname(),
+    )
+    assert manifest.packages == {
+        "numpy": version("numpy"),
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "device": platform.machine(),
+    }
+    assert manifest.source == {"commit": "c"}
+    assert list(manifest.files) == ["folder/file.txt"]
+    assert began <= datetime.fromisoformat(manifest.created) <= datetime.now(UTC)
+    assert 0 <= manifest.seconds < 60
+    assert entry.path == tmp_path / "test" / f"a-{asked.key.removeprefix('sha256:')[:16]}"
+    assert {path.name for path in tmp_path.iterdir()} == {"locks", "test"}
+    for thing in (asked, entry):
+        with pytest.raises(FrozenInstanceError):
+            thing.name = "b"
+
+
+def test_each_thing_worth_telling_is_a_line(tmp_path: Path) -> None:
+    told: list[str] = []
+    store = Store(tmp_path, told.append)
+    store.do(work(), write)
+    store.do(work(), refuse)
+    store.do(work(config={"size": 1, "more": None}), write)
+    store.do(work(config={"size": 2}, inputs={}), write)
+    assert told == [
+        "test a: not built yet",
+        "test a: cache hit",
+        "test a: rebuilt: its key changed",
+        "test a: rebuilt: input x changed; size 1 -> 2",
+    ]
+
+
+def test_who_waits_for_another_run_is_told(tmp_path: Path) -> None:
+    waits, told = threading.Event(), list[str]()
+
+    def say(line: str) -> None:
+        told.append(line)
+        waits.set()
+
+    def run(out: Path, scratch: Path) -> dict[str, Any]:
+        second.start()
+        assert waits.wait(60)
+        return write(out, scratch)
+
+    second = threading.Thread(target=Store(tmp_path, say).do, args=(work("a-b"), refuse))
+    Store(tmp_path).do(work("a-b"), run)
+    second.join(60)
+    assert told == ["test a-b: another run is doing this, waiting for it", "test a-b: cache hit"]
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        (
+            "processor: 0\nmodel name\t: Chip: 3 GHz\nprocessor: 1\nmodel name\t: Chip: 3 GHz\n",
+            "Chip: 3 GHz, 2 cores",
+        ),
+        ("processor: 0\n", platform.machine()),
+        (None, platform.machine()),
+    ],
+)
+def test_a_processor_is_called_by_its_model(told: str | None, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    if told is not None:
+        file.write_text(told)
+    assert processor_name(file) == name
+
+
+def test_a_link_where_it_can_be_one_else_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_text("content")
+    link_or_copy(source, tmp_path / "new" / "folder" / "link")
+    link_or_copy(source, tmp_path / "new" / "folder" / "second")
+    assert source.stat().st_nlink == 3
+
+    def elsewhere(target: Path, source: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", elsewhere)
+    link_or_copy(source, tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == "content"
+    assert source.stat().st_nlink == 3
+
+
+def test_a_damaged_manifest_explains_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    file = store.do(work(), write).path / MANIFEST
+    file.chmod(0o644)
+    file.write_text("{")
+    assert store.find(work(config={"size": 2})) == "not built yet"
 
 
 def test_equal_work_in_another_store_has_the_same_digest(tmp_path: Path) -> None:
