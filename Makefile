@@ -7,9 +7,9 @@ setup: .venv/ready  ## .venv from the lock
 
 .venv/ready: requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: found Python %d.%d, expected 3.11 or newer; name one: make setup PYTHON=python3.12" % sys.version_info[:2])'
-	@echo 'Setting up .venv from requirements/dev.txt, 1.5 GB: this takes some minutes, once.'
+	@echo 'Setting up .venv from requirements/dev.txt, once: 3.5 GB on disk, some minutes.'
 	$(PYTHON) -m venv .venv
-	$(VENV)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	$(VENV)/pip install --disable-pip-version-check -r requirements/dev.txt
 	@touch $@
 
 all: setup  ## checkpoint -> ONNX -> INT4 -> measured -> gated -> published

@@ -216,6 +216,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(file), "--baseline", "fp16", "-o", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["baseline"] == "fp16"
     assert "int4" in out.read_text()
+    one = next(line for line in lines(40) if line["ab.arm"] == "fp16")
+    (tmp_path / "one").write_text(json.dumps(one) + "\n")
+    assert main(["report", str(tmp_path / "one"), "-o", str(out)]) == 0
+    assert "nothing to compare: no arm but the baseline was asked" in capsys.readouterr().err
     for wrong in (["--baseline", "no"], ["--experiment", "no"], ["--state", str(tmp_path)]):
         assert main(["report", str(file), "-o", str(out), *wrong]) == 1
     assert main(["report", str(tmp_path / "none"), "-o", str(out)]) == 1

@@ -100,6 +100,8 @@ def report(options: argparse.Namespace) -> None:
     if made.left_out:
         print(f"{made.left_out} lines are none of a router's log and were left out:", file=sys.stderr)
         print(*made.named, sep="\n", file=sys.stderr)
+    if not found["comparisons"]:
+        print("nothing to compare: no arm but the baseline was asked", file=sys.stderr)
     for name, comparison in found["comparisons"].items():
         print(f"{name} against {made.baseline}: {comparison['verdict']}")
     print(options.out)
