@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bench.accuracy import Observation
 from bench.fidelity import Fidelity
-from bench.gate import Check, Gate, Limits, Measurements, Verdict, gate
+from bench.gate import Check, Gate, Limits, Measurements, Row, Verdict, gate
 from bench.latency import Timing
 
 NOTHING = Limits(
@@ -391,6 +391,18 @@ def test_a_gate_survives_json() -> None:
     )
     assert Gate.model_validate_json(result.model_dump_json()) == result
     assert result.model_dump()["waivers"] == []
+
+
+def test_what_a_gate_does_not_know_is_refused_and_nothing_in_it_changes() -> None:
+    result = gate(answers(400, 0.02, 0.02), EVERYTHING)
+    told = result.model_dump(mode="json")
+    row, check = told["slices"][0], told["checks"][0]
+    for place, kind in ((told, Gate), (row, Row), (check, Check), (told["limits"], Limits)):
+        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+            kind.model_validate(place | {"more": 1})
+    for thing in (result, result.slices[0], result.checks[0], result.limits):
+        with pytest.raises(ValidationError, match="frozen"):
+            thing.unit = "x"
 
 
 @pytest.mark.parametrize(
