@@ -169,7 +169,7 @@ def _bootstrap(
     rows = np.arange(len(baseline))
     result = bootstrap(
         (rows,),
-        lambda x, axis: statistic(np.moveaxis(x, axis, -1)),
+        lambda drawn, axis: statistic(drawn),
         n_resamples=resamples,
         batch=200,
         vectorized=True,

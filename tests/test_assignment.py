@@ -12,7 +12,7 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from engines.errors import UserError
-from serve.router.assignment import Assigner, murmur2
+from serve.router.assignment import Assigner, murmur2, user_of
 from serve.router.reading import parse_policy
 from serve.router.region import open_database
 from tests.test_policy import SMALLEST
@@ -37,7 +37,14 @@ def arms_of(assign: Assigner, users: Sequence[bytes] = USERS) -> list[str]:
 @pytest.mark.parametrize(
     ("data", "expected"),
     # Austin Appleby's MurmurHash2.cpp, seed 0, compiled; nginx's ngx_murmur_hash2 is the same function.
-    [(b"", 0), (b"a", 0x92685F5E), (b"abcd", 0x26873021), (b"Hello, world!", 0x403C1E05)],
+    [
+        (b"", 0),
+        (b"ab", 0x1AA14063),
+        (b"abc", 0x13577C9B),
+        (b"a", 0x92685F5E),
+        (b"abcd", 0x26873021),
+        (b"Hello, world!", 0x403C1E05),
+    ],
 )
 def test_murmur2(data: bytes, expected: int) -> None:
     assert murmur2(data) == expected
@@ -85,6 +92,7 @@ def test_random_split_is_not_sticky() -> None:
     assign = Assigner(parse_policy(text.replace("int4: 10, fp16: 90", "int4: 50, fp16: 50")))
     counts = Counter(arms_of(assign, [b"same"] * 1000))
     assert 400 < counts["int4"] < 600
+    assert assign({}, "::1")[1:] == ("split", b"")
 
 
 MORE = """\
@@ -120,6 +128,45 @@ def test_overrides_then_groups_then_split(
 ) -> None:
     assignment = assigner("b: 100", more=MORE)(headers, address)
     assert (assignment.arm, assignment.reason) == (arm, reason)
+
+
+@pytest.mark.parametrize(
+    ("key", "headers", "user", "hashed"),
+    [
+        ("api-key", {b"authorization": b"Bearer k", b"x-user-id": b"u"}, None, b"Bearer k"),
+        ("header:x-user-id", {b"authorization": b"Bearer k", b"x-user-id": b"u"}, None, b"u"),
+        ("header:x-header", {b"x-header": b"h"}, None, b"h"),
+        ("user", {b"x-user-id": b"u"}, "someone", b"someone"),
+        ("user", {b"x-user-id": b"u"}, None, b"::1"),
+    ],
+)
+def test_the_key_of_the_policy_is_what_is_hashed(
+    key: str, headers: dict[bytes, bytes], user: str | None, hashed: bytes
+) -> None:
+    assign = Assigner(parse_policy(SMALLEST.replace("header:x-user-id", key)))
+    assert assign.reads_user == (key == "user")
+    assert assign(headers, "::1", user)[1:] == ("split", hashed)
+
+
+def test_the_headers_that_decide_are_known_beforehand() -> None:
+    assert assigner("b: 100").wanted == {b"x-user-id"}
+    assert assigner("b: 100", more=MORE).wanted == {b"x-user-id", b"x-team", b"x-country", b"x-ab-override"}
+
+
+@pytest.mark.parametrize(
+    ("body", "user"),
+    [
+        (b'{"user": "u"}', "u"),
+        (b'{"user": 5}', None),
+        (b"{}", None),
+        (b'["user"]', None),
+        (b"{", None),
+        (b"[" * 100_000, None),
+        (b"\xff", None),
+    ],
+)
+def test_the_user_of_a_body(body: bytes, user: str | None) -> None:
+    assert user_of(body) == user
 
 
 def test_a_tester_who_names_no_arm_is_told() -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bench.accuracy import Observation
 from bench.fidelity import Fidelity
-from bench.gate import Check, Gate, Limits, Measurements, Verdict, gate
+from bench.gate import Check, Gate, Limits, Measurements, Row, Verdict, gate
 from bench.latency import Timing
 
 NOTHING = Limits(
@@ -108,21 +108,31 @@ def test_the_check_shows_its_working() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "lost", "won", "says"),
+    ("n", "lost", "won", "confidence", "needed", "says"),
     [
-        (60, 1, 1, "if the two are equally good"),
-        (1000, 30, 15, "as measured"),
-        (1000, 30, 10, "unlikely to help"),
+        (60, 1, 1, 0.95, 748, "about 748 would if the two are equally good"),
+        (60, 1, 1, 0.9, 546, "about 546 would if the two are equally good"),
+        (1000, 30, 15, 0.95, 11_298, "about 11,298 would if the difference is as measured"),
+        (1000, 30, 15, 0.93, 9_814, "about 9,814 would if the difference is as measured"),
+        (1000, 30, 10, 0.95, None, "more are unlikely to help"),
+        (100, 4, 1, 0.95, 910, "about 910 would if the two are equally good"),
     ],
 )
-def test_an_open_check_says_what_would_close_it(n: int, lost: int, won: int, says: str) -> None:
-    """Equality, while so few items could not show it; then the measured difference; on the margin nothing."""
+def test_an_open_check_says_what_would_close_it(
+    n: int, lost: int, won: int, confidence: float, needed: int | None, says: str
+) -> None:
+    """Equality, while so few items could not show it; then the measured difference; on the margin nothing.
+    A loss beyond the margin that is not shown to be one is open, too.
+
+    By hand: (z(confidence) + z(0.8))^2 (d - delta^2) / (0.02 + delta)^2 with d = (lost + won + 1) / (n + 2).
+    """
     right = np.arange(n) < 0.85 * n
     after = right.copy()
     after[:lost], after[n - won :] = False, True
-    check = accuracy(Measurements("a", "b", observations(right), observations(after)))
-    assert check.verdict == Verdict.INCONCLUSIVE
-    assert says in check.reason
+    measured = Measurements("a", "b", observations(right), observations(after))
+    check = accuracy(measured, confidence=confidence)
+    assert (check.verdict, check.needed_n) == (Verdict.INCONCLUSIVE, needed)
+    assert check.reason.endswith(f"{n:,} items cannot settle a margin of 2; {says}")
 
 
 EVERYTHING = Limits(
@@ -381,6 +391,18 @@ def test_a_gate_survives_json() -> None:
     )
     assert Gate.model_validate_json(result.model_dump_json()) == result
     assert result.model_dump()["waivers"] == []
+
+
+def test_what_a_gate_does_not_know_is_refused_and_nothing_in_it_changes() -> None:
+    result = gate(answers(400, 0.02, 0.02), EVERYTHING)
+    told = result.model_dump(mode="json")
+    row, check = told["slices"][0], told["checks"][0]
+    for place, kind in ((told, Gate), (row, Row), (check, Check), (told["limits"], Limits)):
+        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+            kind.model_validate(place | {"more": 1})
+    for thing in (result, result.slices[0], result.checks[0], result.limits):
+        with pytest.raises(ValidationError, match="frozen"):
+            thing.unit = "x"
 
 
 @pytest.mark.parametrize(

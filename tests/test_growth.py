@@ -55,6 +55,19 @@ def test_an_end_is_wrong_one_time_in_twenty() -> None:
     assert 0.02 < np.mean([one.high < 0 for one in found]) < 0.08
 
 
+def test_bounds_are_as_sure_as_the_limits_ask() -> None:
+    measured = Measurements("a", "b", resident_bytes=resident(1000, noise=1e5))
+    for confidence in (0.6, 0.99):
+        limits = NOTHING.model_copy(update={"max_growth_bytes": LIMIT, "confidence": confidence})
+        (check,) = gate(measured, limits).checks
+        expected = growth(measured.resident_bytes, confidence)
+        assert (check.ci_low, check.candidate, check.ci_high) == (
+            expected.low,
+            expected.estimate,
+            expected.high,
+        )
+
+
 @pytest.mark.parametrize("seen", [[], [1, 2, 3]], ids=["none", "too few"])
 def test_memory_that_was_not_followed_fails(seen: list[int]) -> None:
     limits = NOTHING.model_copy(update={"max_growth_bytes": LIMIT})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,34 @@ def test_an_even_mean_does_not_hide_a_wide_interval() -> None:
     assert found.noise_low < 1 / 1.15 < found.noise < 1.15
     assert found.needed_n is not None
     assert found.needed_n > 12
+
+
+def test_eight_requests_are_enough() -> None:
+    found = check([1.0] * 8, [1.0] * 8)
+    assert (found.verdict, found.n, found.unit, found.name) == ("PASS", 8, "ms", "e2e_latency_ms")
+    few = check([1.0] * 7, [1.0] * 7)
+    assert (few.verdict, few.needed_n) == ("INCONCLUSIVE", 8)
+    assert few.reason == "7 requests are too few to bound this figure; 8 is the least"
+
+
+def test_more_requests_do_not_help_a_baseline_that_is_off_by_more_than_the_limit() -> None:
+    assert check([1.16] * 10, [1.0] * 10).needed_n is None
+
+
+@pytest.mark.parametrize("arm", ["again_timings", "candidate_timings"])
+def test_an_arm_that_answered_with_other_tokens_is_no_evidence(arm: str) -> None:
+    even = timings([1.0] * 10)
+    same = Measurements("a", "b", baseline_timings=even, again_timings=even, candidate_timings=even)
+    other = [*even[:-1], replace(even[-1], output_tokens=3)]
+    (found,) = slower(replace(same, **{arm: other}), LIMITS)
+    assert found.reason == "missing evidence: the arms did not answer the same requests with as many tokens"
+
+
+def test_a_tail_that_is_not_steady_needs_more_repeats() -> None:
+    even = timings([1.0] * 20)
+    off = [*even[:-1], replace(even[-1], ttft_ms=2.0)]
+    assert steady(even, off, LIMITS.model_copy(update={"ttft_p50_ratio": 1.15}))
+    assert not steady(even, off, LIMITS.model_copy(update={"ttft_p95_ratio": 1.15}))
 
 
 def test_a_baseline_that_was_not_measured_twice_is_no_evidence() -> None:

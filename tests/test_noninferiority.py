@@ -103,7 +103,13 @@ def test_a_slice_without_items_is_missing_evidence() -> None:
 
 def test_slices_without_answers_are_missing_evidence() -> None:
     judged = gate(Measurements("a", "b"), limits(slice_margin=10.0))
-    assert (judged.verdict, judged.checks[0].slice) == (Verdict.FAIL, "every slice")
+    (check,) = judged.checks
+    assert (check.verdict, check.name, check.unit) == (Verdict.FAIL, "accuracy, every slice", "points")
+    assert check.reason == "missing evidence: no answers of the baseline"
+    one = Measurements("a", "b", baseline_answers=answers([1.0], str))
+    (check,) = gate(one, limits(slice_margins={"0": 10.0})).checks
+    assert check.reason == "missing evidence: no answers of the candidate"
+    assert gate(one, limits(max_bytes=1)).checks[0].metric == "bytes"
 
 
 def test_a_slice_at_guessing_level_is_told_and_not_judged() -> None:

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engines import packing
 from engines.errors import UserError
 from engines.int4 import Int4
+from engines.int8 import Int8
 
 # Eight columns 1..8 of one output, and the int32 they make with the first code in the lowest bits.
 COUNT = np.arange(1, 9, dtype=np.uint8)
@@ -75,6 +76,23 @@ def test_matmulnbits_by_hand() -> None:
     blob, scales = packing.to_matmulnbits(Int4(codes, np.array([[1, 2]], np.float32), 8))
     np.testing.assert_array_equal(blob, [[[0x21, 0x43, 0x65, 0x87], [0x78, 0x56, 0x34, 0x12]]])
     np.testing.assert_array_equal(scales, [[1, 2]])
+
+
+def test_eight_bits_by_hand() -> None:
+    """Four codes to an int32, the first in the lowest byte; MatMulNBits takes them a byte each."""
+    weight = Int8(np.array([[1, 2, 3, 4, 5, 6, 7, 255]], np.uint8), np.array([[1, 2]], np.float32), 4)
+    packed = packing.to_compressed_tensors(weight)
+    np.testing.assert_array_equal(as_unsigned(packed["weight_packed"]), [[0x04030201, 0xFF070605]])
+    back = packing.from_compressed_tensors(packed)
+    assert isinstance(back, Int8)
+    np.testing.assert_array_equal(back.codes, weight.codes)
+    np.testing.assert_array_equal(back.scales, weight.scales)
+    assert back.group_size == 4
+    blob, scales = packing.to_matmulnbits(weight)
+    np.testing.assert_array_equal(blob, [[[1, 2, 3, 4], [5, 6, 7, 255]]])
+    np.testing.assert_array_equal(scales, [[1, 2]])
+    with pytest.raises(UserError, match=r"^6 codes do not fill int32s: this layout needs a multiple of 4$"):
+        packing.to_compressed_tensors(Int8(weight.codes[:, :6], np.ones((1, 1), np.float32), 6))
 
 
 ROUND_TRIPS: dict[str, Callable[[Int4], Int4]] = {

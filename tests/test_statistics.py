@@ -10,6 +10,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from bench.statistics import (
     Interval,
+    exact_interval,
     items_needed,
     mcnemar_p,
     median_ratio,
@@ -73,7 +74,7 @@ def test_tango_at_the_edges() -> None:
         assert (-none.low, none.high) == pytest.approx((z * z / (n + z * z),) * 2, abs=1e-9)
         assert tango_interval(n, 0, n, 0.9).high == 1.0
         assert -1 < tango_interval(n, 0, n, 0.9).low < 1
-        assert tango_interval(0, n, n, 0.9).low == -1.0
+        assert tango_interval(0, n, n, 0.9).low == tango_interval(0, n - 1e-10, n, 0.9).low == -1.0
     mirrored, straight = tango_interval(4, 11, 320, 0.9), tango_interval(11, 4, 320, 0.9)
     assert (mirrored.low, mirrored.high) == pytest.approx((-straight.high, -straight.low))
 
@@ -104,9 +105,21 @@ def test_wilson_by_hand() -> None:
     assert (round(interval.low, 4), round(interval.high, 4)) == (0.2553, 0.3662)
 
 
+def test_clopper_and_pearson_by_hand() -> None:
+    """The same table: 81 of 263 is 0.2527 to 0.3676; and 0 of 10 ends where (1 - p)^10 is 2.5 %."""
+    interval = exact_interval(81, 263)
+    assert (interval.estimate, round(interval.low, 4), round(interval.high, 4)) == (81 / 263, 0.2527, 0.3676)
+    assert exact_interval(0, 10) == Interval(0.0, 0.0, pytest.approx(1 - 0.025**0.1))
+
+
 @pytest.mark.parametrize(("margin", "n"), [(0.01, 3092), (0.02, 773), (0.03, 344)])
 def test_items_needed_at_five_percent_discordance(margin: float, n: int) -> None:
     assert items_needed(0.05, margin) == n
+
+
+def test_items_needed_where_the_candidate_is_worse_by_hand() -> None:
+    """(1.6449 + 0.8416)^2 (0.05 - 0.01^2) / (0.03 - 0.01)^2 = 771.3."""
+    assert items_needed(0.05, 0.03, delta=-0.01) == 772
 
 
 def test_items_needed_gives_the_promised_power() -> None:
@@ -146,6 +159,11 @@ def test_ratio_is_that_of_the_quantiles_and_the_seed_fixes_the_bounds() -> None:
     assert interval.low < 1.3 < interval.high
     assert interval == quantile_ratio(baseline, candidate, 0.5)
     assert interval != quantile_ratio(baseline, candidate, 0.5, seed=1)
+
+
+def test_two_requests_are_enough() -> None:
+    baseline = np.array([[1.0], [2.0]])
+    assert median_ratio(baseline, 3 * baseline) == Interval(3.0, 3.0, 3.0)
 
 
 def test_pairing_narrows_the_interval() -> None:

@@ -123,7 +123,7 @@ def test_who_waits_for_another_run_is_told(tmp_path: Path) -> None:
     ("told", "name"),
     [
         (
-            "processor: 0\nmodel name\t: Chip: 3 GHz\nprocessor: 1\nmodel name\t: Chip: 3 GHz\n",
+            "processor: 0\nmodel name\t: Chip: 3 GHz\nprocessor: 1\nmodel name\t: Small one\n",
             "Chip: 3 GHz, 2 cores",
         ),
         ("processor: 0\n", platform.machine()),

@@ -94,7 +94,8 @@ class Run:
         return done
 
     def passes(self) -> bool:
-        options = ["-x", "-p", "no:cacheprovider", f"--basetemp={self.folder / 'tests'}"]
+        place = tempfile.mkdtemp(dir=self.folder)  # a mutant may leave what another cannot remove
+        options = ["-x", "-p", "no:cacheprovider", f"--basetemp={place}/tests"]
         return pytest.main([*options, *map(str, self.files)], plugins=[self]) == pytest.ExitCode.OK
 
 
@@ -220,7 +221,7 @@ def main() -> None:
     asked = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     os.chdir(ROOT)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         lines = [report(module, asked.sample, Path(folder).resolve()) for module in asked.modules or TESTS]
     print("\n".join(lines))
 
