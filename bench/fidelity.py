@@ -6,6 +6,7 @@ Finer than accuracy: a damaged layer moves distributions long before it turns ri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,17 @@ Record = Mapping[str, NDArray[np.floating]]
 
 # float16 keeps a log-probability to 1 part in 2,048: enough for a KL, and half the size where size matters.
 LARGE_VOCABULARY = 32_768
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Along one answer, token by token: KL(baseline || candidate) in nats, and whether both think the same
+    token the most probable.
+    """
+
+    id: str
+    kl: tuple[float, ...]
+    agree: tuple[bool, ...]
 
 
 class Fidelity(BaseModel):
@@ -98,11 +110,14 @@ def compare(
     candidate_answers: Sequence[Observation],
 ) -> Fidelity:
     """Both records must be taken along the same answers, and both lists of answers be of the same items."""
-    if baseline.keys() != candidate.keys() or not baseline:
-        raise UserError(
-            f"recorded {len(baseline)} and {len(candidate)} answers; expected the same items, at least one"
-        )
-    kl, agree = [], []
+    return summarize(distances(baseline, candidate), baseline_answers, candidate_answers)
+
+
+def distances(baseline: Record, candidate: Record) -> list[Distance]:
+    """Of every answer, in the baseline's order."""
+    if baseline.keys() != candidate.keys():
+        raise UserError(f"recorded {len(baseline)} and {len(candidate)} answers; expected the same items")
+    found = []
     for key, rows in baseline.items():
         if rows.shape != candidate[key].shape:
             raise UserError(
@@ -110,8 +125,21 @@ def compare(
             )
         p, q = rows.astype(np.float32), candidate[key].astype(np.float32)
         # Rounding may leave a tiny negative sum where both are equal.
-        kl.append(np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0))
-        agree.append(p.argmax(axis=-1) == q.argmax(axis=-1))
+        kl = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+        agree = p.argmax(axis=-1) == q.argmax(axis=-1)
+        found.append(Distance(key, tuple(kl.tolist()), tuple(agree.tolist())))
+    return found
+
+
+def summarize(
+    rows: Sequence[Distance],
+    baseline_answers: Sequence[Observation],
+    candidate_answers: Sequence[Observation],
+) -> Fidelity:
+    """All distances of a candidate, and its answers to the same items as the baseline's."""
+    if not rows:
+        raise UserError("no distributions were recorded; expected those of one answer at least")
+    kl = [np.array(row.kl) for row in rows]
     low, high = _bootstrap_mean(kl)
     right = {answer.id: answer.correct for answer in candidate_answers}
     if {answer.id for answer in baseline_answers} != right.keys():
@@ -119,19 +147,19 @@ def compare(
     flips = [answer.correct != right[answer.id] for answer in baseline_answers]
     positions = np.concatenate(kl)
     return Fidelity(
-        items=len(kl),
+        items=len(rows),
         positions=len(positions),
         kl_mean=float(positions.mean()),
         kl_low=low,
         kl_high=high,
         kl_p99=float(np.quantile(positions, 0.99)),
-        top1_agreement=float(np.concatenate(agree).mean()),
+        top1_agreement=float(np.concatenate([row.agree for row in rows]).mean()),
         answers=len(flips),
         answer_flip_rate=float(np.mean(flips)),
     )
 
 
-def _bootstrap_mean(groups: list[NDArray[np.float32]], resamples: int = 2000) -> tuple[float, float]:
+def _bootstrap_mean(groups: list[NDArray[np.float64]], resamples: int = 2000) -> tuple[float, float]:
     """90 % interval of the mean over positions, resampling whole answers as their positions are alike."""
     rng = np.random.default_rng(0)
     sums, counts = np.array([g.sum() for g in groups], np.float64), np.array([len(g) for g in groups])

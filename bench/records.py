@@ -15,21 +15,23 @@ from engines.errors import UserError
 T = TypeVar("T")
 
 
+def as_lines(records: Iterable[Any]) -> str:
+    """Dataclass instances, one JSON object a line."""
+    return "".join(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in records)
+
+
 def write_records(path: Path, records: Iterable[Any]) -> None:
-    """Writes dataclass instances, one JSON object a line."""
-    with Path(path).open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
+    """Writes them as a file."""
+    Path(path).write_text(as_lines(records), encoding="utf-8")
 
 
 def append_records(path: Path, records: Iterable[Any]) -> None:
     """Adds them to a file; what a crash or a full disk had cut off there is dropped before."""
-    lines = "".join(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in records)
     with Path(path).open("ab+") as file:
         file.seek(0)
         written = file.read()
         file.truncate(written.rfind(b"\n") + 1)
-        file.write(lines.encode())
+        file.write(as_lines(records).encode())
 
 
 def read_records(path: Path, kind: type[T], *, appended: bool = False) -> list[T]:

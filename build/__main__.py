@@ -58,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="refuse, before any work, a context that takes more; for example 6GB",
     )
+    recipe.add_argument(
+        "--store",
+        metavar="URL",
+        help="where finished work is shared: s3://BUCKET/PREFIX or what else fsspec knows, oci://HOST/REPO",
+    )
     out = argparse.ArgumentParser(add_help=False)
     out.add_argument(
         "--out",
@@ -75,11 +80,6 @@ def parser() -> argparse.ArgumentParser:
         parents=parents,
         epilog=EPILOG,
         help="make every variant, measure it, gate it, and publish what passes",
-    )
-    all_.add_argument(
-        "--store",
-        metavar="URL",
-        help="share finished work at s3://BUCKET/PREFIX, or what else fsspec knows",
     )
     all_.add_argument(
         "--on", metavar="ray://HOST:PORT", help="run the stages on a Ray cluster that shares --out or --store"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,9 @@ class Cluster:
         entry: Entry = self._start(stage.__name__, target, _staged, stage, *arguments)
         return entry
 
-    def wait(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-        done = {name: self._get(entry) for name, entry in entries.items()}
-        for entry in done.values():
-            _bring(self._store, entry)
+    def wait(self, entry: Entry) -> Entry:
+        done: Entry = self._get(entry)
+        _bring(self._store, done)
         return done
 
     def call(self, function: Callable[..., Any], *arguments: Any, target: str | None = None) -> Any:

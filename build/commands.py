@@ -63,7 +63,8 @@ def plan_command(options: Namespace) -> int:
     recipe, source = _load(options)
     if options.memory:
         check_memory(recipe, source, options.memory)
-    planned = plan(recipe, source, options.out, options.memory or DEFAULT_MEMORY)
+    store = Store(options.out / ".store", url=options.store)
+    planned = plan(recipe, source, store, options.out, options.memory or DEFAULT_MEMORY)
     table = _table("stage", "name", "runs", "why", "about")
     for step in planned["steps"]:
         seconds = duration(step["seconds"]) if step["runs"] else ""

@@ -14,14 +14,16 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy import Observation, read_observations
+from bench.accuracy import Observation
 from bench.arms import in_a_process
+from bench.evaluation import merged_fidelity, merged_observations
 from bench.examples import Example, choose, show
 from bench.fidelity import Fidelity
 from bench.gate import gate
 from bench.latency import AGAIN, Timing, measure, of_arm
 from bench.noise import noise_lines, steady
 from bench.power import observed
+from bench.records import as_lines
 from bench.resources import Memory
 from bench.verdict import Gate, Measurements
 from build.console import Console
@@ -42,15 +44,16 @@ ON_DEVICE = ("accuracy", "fidelity", "latency", "peak_memory_bytes")  # only a v
 
 @dataclass(frozen=True)
 class Built:
-    """Every folder of one build, by variant."""
+    """Every folder of one build, by variant; of its answers one for each shard."""
 
     artifacts: dict[str, Entry]
     items: Entry
-    answers: dict[str, Entry]
+    answers: dict[str, list[Entry]]
     memory: dict[str, Entry]
 
     def entries(self) -> list[Entry]:
-        return [*self.artifacts.values(), self.items, *self.answers.values(), *self.memory.values()]
+        shards = [shard for shards in self.answers.values() for shard in shards]
+        return [*self.artifacts.values(), self.items, *shards, *self.memory.values()]
 
     def peak_memory(self, variant: str) -> Memory | None:
         if variant not in self.memory:
@@ -58,15 +61,15 @@ class Built:
         return Memory.model_validate_json((self.memory[variant].path / "memory.json").read_bytes())
 
     def observations(self, variant: str) -> Sequence[Observation]:
-        if variant not in self.answers:
-            return ()
-        return read_observations(self.answers[variant].path / "observations.jsonl")
+        return merged_observations([shard.path for shard in self.answers.get(variant, [])])
 
     def fidelity(self, variant: str) -> Fidelity | None:
-        if variant not in self.answers:
+        """Of the baseline itself, and of what was not measured, none."""
+        shards = [shard.path for shard in self.answers.get(variant, [])]
+        if variant in BASELINES.values() or not shards:
             return None
-        path = self.answers[variant].path / "fidelity.json"
-        return Fidelity.model_validate_json(path.read_bytes()) if path.is_file() else None
+        baseline = self.observations(BASELINES[KINDS[variant].device])
+        return merged_fidelity(shards, baseline, merged_observations(shards))
 
 
 @dataclass(frozen=True)
@@ -172,17 +175,19 @@ def documents(
 
     environments: of the machines that measured, by device.
     """
-    answers, artifact = built.answers[variant].path, built.artifacts[variant].path
+    artifact = built.artifacts[variant].path
     # What calibration saw is written beside the weights it chose, which an engine was made from.
     weights = built.artifacts[KINDS[variant].made_from or variant].path if KINDS[variant].runs else artifact
-    files = [answers / name for name in ("observations.jsonl", "fidelity.json")]
-    files += [weights / name for name in ("calibration.json", "quantization.json")]
+    files = [weights / name for name in ("calibration.json", "quantization.json")]
     found: dict[str, Path | str | dict[str, Any]] = {file.name: file for file in files if file.is_file()}
+    found["observations.jsonl"] = as_lines(built.observations(variant))
+    if fidelity := built.fidelity(variant):
+        found["fidelity.json"] = fidelity.model_dump()
     baseline = BASELINES[KINDS[variant].device]
     arms = (baseline, baseline + AGAIN, variant)
     compared = [timing for timing in timings if timing.arm in arms]
     if any(timing.arm == variant for timing in compared):
-        found["latency.jsonl"] = "".join(json.dumps(asdict(timing)) + "\n" for timing in compared)
+        found["latency.jsonl"] = as_lines(compared)
     return found | {
         "gate.json": judged.model_dump(mode="json"),
         "memory.json": built.memory[variant].path / "memory.json",

@@ -242,12 +242,12 @@ def seconds(
             return quantize_seconds(config, variant, recipe, machine, seen) + moving
         case "tensorrt":
             return 3 + written / COMPILED_PER_S[bool(KINDS[variant].method)]
-        case "evaluate":
+        case "evaluate":  # of one shard
             steps = evaluate.max_tokens if asked.steps is None else min(asked.steps, evaluate.max_tokens)
             answers = answer_seconds(
-                config, variant, machine, asked, evaluate.items, steps, evaluate.batch_size
+                config, variant, machine, asked, evaluate.items / evaluate.shards, steps, evaluate.batch_size
             )
-            some = min(evaluate.fidelity_items, evaluate.items)
+            some = min(evaluate.fidelity_items, evaluate.items) / evaluate.shards
             rows = 2 * some * steps * Size.of(config).embedding / machine.flops
             return start + answers + answer_seconds(config, variant, machine, asked, some, 0, 1) + rows
         case "memory":

@@ -14,6 +14,8 @@ from build.store import Entry, Work
 from engines.artifact import write_json
 from engines.errors import UserError
 
+SHARD = "-shard-"  # after the variant in the name of a part of its evaluation
+
 
 def items(settings: Evaluate, quantize: Quantize, base: Entry) -> Step:
     """The evaluation items, none of which the calibration set may hold, and all of which fit the context."""
@@ -58,23 +60,29 @@ def evaluated(
     variant: str,
     artifact: Entry,
     asked: Entry,
-    baseline: Entry | None,
     settings: Evaluate,
     device: str,
     console: Console,
+    shard: int,
+    baseline: Entry | None,
 ) -> Step:
-    """Answers to every item, and how far the next-token distributions are from the baseline's."""
+    """One shard of the items answered, and how far its next-token distributions are from the baseline's, of
+    which this is the same shard.
+    """
+    name = variant if settings.shards == 1 else f"{variant}{SHARD}{shard + 1}-of-{settings.shards}"
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from bench.evaluation import evaluate_variant
+        from bench.evaluation import evaluate_shard
 
-        with console.progress(f"{variant} answers") as report:
+        with console.progress(f"{name} answers") as report:
             apart(
-                evaluate_variant,
+                evaluate_shard,
                 artifact.path,
                 asked.path / "items.jsonl",
                 baseline.path if baseline else None,
                 out,
+                shard=shard,
+                shards=settings.shards,
                 device=device,
                 max_tokens=settings.max_tokens,
                 batch_size=settings.batch_size,
@@ -85,8 +93,9 @@ def evaluated(
 
     work = Work(
         stage="evaluate",
-        name=variant,
-        config={"device": device, **settings.model_dump(exclude={"suite", "items", "seed"})},
+        name=name,
+        config={"device": device, "shard": [shard + 1, settings.shards]}
+        | settings.model_dump(include={"max_tokens", "batch_size", "fidelity_items"}),
         inputs={"artifact": artifact.digest, "items": asked.digest}
         | ({"baseline": baseline.digest} if baseline else {}),
         code=evaluated,

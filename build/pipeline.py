@@ -53,17 +53,25 @@ def make(recipe: Recipe, source: Source, place: Place, console: Console) -> Buil
         else:
             artifacts[variant] = place.do(stages.quantized, variant, base, source, recipe.quantize, console)
 
-    answers: dict[str, Entry] = {}
+    answers: dict[str, list[Entry]] = {}
     memory: dict[str, Entry] = {}
     for device, target in measured_on(recipe, place).items():
         baseline = BASELINES[device]
         arms = {baseline: artifacts["fp16"]}
         arms |= {name: artifacts[name] for name in recipe.variants if KINDS[name].target == target}
         for name, artifact in arms.items():
-            given = (name, artifact, items, answers.get(baseline), recipe.evaluate, device, console)
-            answers[name] = place.do(measuring.evaluated, *given, target=target)
+            given = (name, artifact, items, recipe.evaluate, device, console)
+            answers[name] = [
+                place.do(measuring.evaluated, *given, shard, beside, target=target)
+                for shard, beside in enumerate(answers.get(baseline) or [None] * recipe.evaluate.shards)
+            ]
             memory[name] = place.do(measuring.memory, name, artifact, recipe.gate, device, target=target)
-    return Built(place.wait(artifacts), items, place.wait(answers), place.wait(memory))
+    return Built(
+        {name: place.wait(artifact) for name, artifact in artifacts.items()},
+        items,
+        {name: [place.wait(shard) for shard in shards] for name, shards in answers.items()},
+        {name: place.wait(peak) for name, peak in memory.items()},
+    )
 
 
 def measured_on(recipe: Recipe, place: Place) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from build.stages import Step
@@ -22,7 +22,7 @@ class Place(Protocol):
     def do(self, stage: Callable[..., Step], *arguments: Any, target: str | None = None) -> Entry:
         """Does a stage unless it is in the store. What comes back may only be passed on, until `wait`."""
 
-    def wait(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    def wait(self, entry: Entry) -> Entry:
         """The same, finished."""
 
     def call(self, function: Callable[..., Any], *arguments: Any, target: str | None = None) -> Any:
@@ -40,8 +40,8 @@ class Here:
     def do(self, stage: Callable[..., Step], *arguments: Any, target: str | None = None) -> Entry:
         return self.store.do(*stage(*arguments))
 
-    def wait(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-        return dict(entries)
+    def wait(self, entry: Entry) -> Entry:
+        return entry
 
     def call(self, function: Callable[..., Any], *arguments: Any, target: str | None = None) -> Any:
         return function(*arguments)

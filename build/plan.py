@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.suites.catalogue import load_suite
-from build import forecast, stages
+from build import forecast, shared, stages
 from build.console import Console
+from build.measuring import SHARD
 from build.pipeline import make
 from build.place import Here
 from build.recipe import KINDS, Recipe
@@ -31,46 +32,53 @@ class Planner(Here):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self.planned: list[tuple[Work, str | None]] = []
+        self.planned: list[tuple[Work, Entry]] = []
         self._pending: dict[str, str] = {}  # digest that a result will not have -> its name
 
     def do(self, stage: Callable[..., Step], *arguments: Any, target: str | None = None) -> Entry:
         work, _ = stage(*arguments)
         waits = [role for role, digest in work.inputs.items() if digest in self._pending]
         found = f"its {waits[0]} will be built first" if waits else self.store.find(work)
-        if isinstance(found, Entry):
-            self.planned.append((work, None))
-            return found
+        if isinstance(found, str) and not waits:
+            found = self._shared(work) or found
+        if isinstance(found, str):
+            stub = Manifest(
+                name=work.name, stage=work.stage, stage_version=work.stage_version, key=work.key, files={}
+            )
+            found = Entry(self.store.folder(work), stub, cached=False, reason=found)
+            self._pending[found.digest] = work.name
         self.planned.append((work, found))
-        stub = Manifest(
-            name=work.name, stage=work.stage, stage_version=work.stage_version, key=work.key, files={}
-        )
-        entry = Entry(self.store.folder(work), stub, cached=False, reason=found)
-        self._pending[entry.digest] = work.name
-        return entry
+        return found
+
+    def _shared(self, work: Work) -> Entry | None:
+        """What would be fetched."""
+        folder, url = self.store.folder(work), self.store.url
+        manifest = shared.read_manifest(url, folder) if url else None
+        return Entry(folder, manifest, cached=True, reason=f"is at {url}") if manifest else None
 
 
-def plan(recipe: Recipe, source: Source, out: Path, memory: int) -> dict[str, Any]:
+def plan(recipe: Recipe, source: Source, store: Store, out: Path, memory: int) -> dict[str, Any]:
     """The steps of a build with the reason of each miss, and the forecast of what it needs.
 
     memory: bytes for which every variant's longest context is told.
     """
-    planner = Planner(Store(out / ".store"))
+    planner = Planner(store)
     built = make(recipe, source, planner, Console())
     config, group = ModelConfig.load(source.path), recipe.quantize.group_size
     machine = forecast.measure_machine()
     asked, seen = _loads(recipe, source)
     steps: list[dict[str, Any]] = []
-    for work, why in planner.planned:
+    for work, entry in planner.planned:
         needed = 0.0
-        if why is not None:
-            needed = forecast.seconds(work.stage, config, work.name, recipe, machine, asked, seen)
+        if not entry.cached:
+            variant = work.name.partition(SHARD)[0]
+            needed = forecast.seconds(work.stage, config, variant, recipe, machine, asked, seen)
         steps.append(
             {
                 "stage": work.stage,
                 "name": work.name,
-                "runs": why is not None,
-                "reason": why or "cache hit",
+                "runs": not entry.cached,
+                "reason": entry.reason,
                 "seconds": round(needed, 1),
             }
         )

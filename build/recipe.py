@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,6 +119,15 @@ class Evaluate(Section):
     fidelity_items: PositiveInt = Field(
         200, description="Items on which whole next-token distributions are compared with the baseline's."
     )
+    shard_items: PositiveInt = Field(
+        1000,
+        description="Most items of a shard; shards are answered one by one, or by several nodes at once.",
+    )
+
+    @property
+    def shards(self) -> int:
+        """Of each variant's evaluation."""
+        return ceil(self.items / self.shard_items)
 
 
 def _alone_too(batches: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,36 +1,57 @@
-"""Finished work at an fsspec URL (`s3://bucket/prefix`, `gs://…`, a folder), for stores on different disks.
+"""Finished work where other machines' stores find it: at an fsspec URL, or in an OCI registry.
 
-It has the same folders there as in a store. Its manifest is sent last, and what comes from there is hashed
-before it is put in place: work is there whole, or not at all.
+What comes from there is hashed before it is put in place: work is there whole, or not at all.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from engines.artifact import MANIFEST, Manifest, damage
-from engines.errors import UserError
+from pydantic import ValidationError
+
+from build.release.reference import SCHEME
+from build.shared_files import Files
+from build.shared_layers import Layers
+from engines.artifact import Manifest, damage
 
 
-def has(url: str, folder: Path) -> bool:
-    """Whether STAGE/NAME of `folder`, which is STORE/STAGE/NAME, is finished at the URL."""
-    with _opened(url, folder) as (files, there):
-        return bool(files.exists(f"{there}/{MANIFEST}"))
+class Shelf(Protocol):
+    """Where it is. `folder` is STORE/STAGE/NAME: STAGE/NAME is what the work is called there too."""
+
+    def read(self, folder: Path) -> bytes | None:
+        """Its manifest.json."""
+
+    def get(self, manifest: Manifest, folder: Path, target: Path) -> None:
+        """Its files into `target`, as far as they are there."""
+
+    def put(self, manifest: Manifest, folder: Path) -> None:
+        """All of it there, the manifest last."""
+
+
+def read_manifest(url: str, folder: Path) -> Manifest | None:
+    """Of the work, where it is finished at the URL."""
+    found = _shelf(url).read(folder)
+    try:
+        return None if found is None else Manifest.model_validate_json(found)
+    except ValidationError:
+        return None
 
 
 def fetch(url: str, folder: Path) -> bool:
     """Takes it from there; False, and nothing is changed, where it is not there or damaged."""
+    manifest = read_manifest(url, folder)
+    if manifest is None:
+        return False
     partial = folder.with_name(f".{folder.name}.fetched")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with _opened(url, folder) as (files, there):
-            if not _copied(files, there, partial):
-                return False
+        _shelf(url).get(manifest, folder, partial)
+        manifest.write(partial)
+        if damage(partial, manifest):
+            return False
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
         return True
@@ -38,40 +59,10 @@ def fetch(url: str, folder: Path) -> bool:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _copied(files: Any, there: str, partial: Path) -> bool:
-    try:
-        files.get_file(f"{there}/{MANIFEST}", str(partial / MANIFEST))
-        manifest = Manifest.read(partial)
-        for name in manifest.files:
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            files.get_file(f"{there}/{name}", str(partial / name))
-    except (FileNotFoundError, UserError):  # the latter of a manifest that cannot be read
-        return False
-    return not damage(partial, manifest)
-
-
 def send(url: str, folder: Path) -> None:
     """Puts it there. Two that send the same work send the same files."""
-    names = [*Manifest.read(folder).files, MANIFEST]
-    with _opened(url, folder) as (files, there):
-        for name in names:
-            place = f"{there}/{name}"
-            files.makedirs(place.rpartition("/")[0], exist_ok=True)
-            files.put_file(str(folder / name), place)
+    _shelf(url).put(Manifest.read(folder), folder)
 
 
-@contextmanager
-def _opened(url: str, folder: Path) -> Iterator[tuple[Any, str]]:
-    """The file system, and the folder's place in it. UserError on whatever it says."""
-    from fsspec.core import url_to_fs
-
-    try:
-        files, root = url_to_fs(url)
-        yield files, f"{root.rstrip('/')}/{folder.parent.name}/{folder.name}"
-    except UserError:
-        raise
-    except Exception as error:  # the clients of object stores share no narrower base
-        told = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"--store {url}: {told}; expected an fsspec URL that can be read and written here"
-        ) from None
+def _shelf(url: str) -> Shelf:
+    return Layers(url) if url.startswith(SCHEME) else Files(url)

@@ -123,7 +123,7 @@ class Store:
             if isinstance(found, Entry):
                 self.say(f"{work.stage} {work.name}: {found.reason}")
                 _remove(partial)  # of a run that was killed when all but this was done
-                if self.url and not shared.has(self.url, folder):
+                if self.url and shared.read_manifest(self.url, folder) is None:
                     shared.send(self.url, folder)
                 return found
             self.say(f"{work.stage} {work.name}: {found}")

@@ -26,7 +26,7 @@ def declared() -> dict[str, list[str]]:
     serve = project["dependencies"]
     parts = ("build", "suites", "tensorrt", "otlp", "publish")
     build = [*serve, *(line for name in parts for line in extras[name])]
-    return {"serve": serve, "build": build, "dev": [*build, *extras["ray"], *own]}
+    return {"serve": serve, "build": build, "dev": [*build, *extras["s3"], *extras["ray"], *own]}
 
 
 def closure(requirements: Iterable[str]) -> dict[str, str]:

@@ -19,16 +19,19 @@ from openai import OpenAI
 
 from build.cluster import Cluster, connected
 from build.store import Store
+from engines.artifact import Manifest
 from engines.errors import UserError
 from engines.ports import free_port
 from tests.checkpoints import write_checkpoint
 from tests.conftest import ROOT
 from tests.live_up import running_up, wait_for
 from tests.ray_cluster import raylet, two_nodes
+from tests.s3_server import s3_server
 
 # Small enough for a test; whether the verdict passes is not the point here, whether it is reached is.
 SMALL = [
     "evaluate.items=40",
+    "evaluate.shard_items=20",
     "evaluate.fidelity_items=8",
     "latency.requests=2",
     "latency.output_tokens=4",
@@ -39,6 +42,7 @@ LINE = [sys.executable, "-m", "build"]
 MEASURED = ["fp16", "onnx-fp16", "gptq-int4", "gptq-int4-onnx", "awq-int4", "awq-int4-onnx"]
 ELSEWHERE = ["trt-fp16-sm89", "trt-gptq-int4-sm89", "trt-awq-int4-sm89"]  # on a GPU, which tests do not have
 VARIANTS = MEASURED + ELSEWHERE
+SHARDS = [f"evaluate gptq-int4-onnx-shard-{number}-of-2" for number in (1, 2)]
 OWN = ("ray::IDLE", "ray::RuntimeEnvAgent")
 
 
@@ -53,6 +57,10 @@ def run(*line: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
 def summary_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode in (0, 3, 4), done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def ids(file: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in file.read_text().splitlines()]
 
 
 def digests(summary: dict[str, Any]) -> dict[str, str]:
@@ -90,6 +98,10 @@ def test_every_variant_gets_a_verdict_and_what_passed_is_published(built: dict[s
         "observations.jsonl",
         "commands.sh",
     }
+    (items,) = (out / ".store" / "items").glob("*/items.jsonl")
+    asked, answered = (ids(file) for file in (items, fp16 / "evidence" / "observations.jsonl"))
+    assert len(asked) == 40
+    assert answered == asked, "the shards' answers are in the order of the items"
 
 
 def test_an_engine_for_an_absent_gpu_is_built_and_neither_measured_nor_published(
@@ -144,7 +156,9 @@ def undone(out: Path, copy: Path, *done: str) -> list[str]:
     return arguments(copy, "--only", "gptq-int4-onnx")
 
 
-@pytest.mark.parametrize("work", ["quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx"])
+@pytest.mark.parametrize(
+    "work", ["quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx-shard-2-of-2"]
+)
 def test_killed_at_any_stage_it_goes_on_and_ends_the_same(
     built: dict[str, Any], out: Path, tmp_path: Path, work: str
 ) -> None:
@@ -167,7 +181,7 @@ def test_killed_at_any_stage_it_goes_on_and_ends_the_same(
 
 
 def test_two_runs_at_once_do_no_harm(built: dict[str, Any], out: Path, tmp_path: Path) -> None:
-    line = undone(out, tmp_path, "quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx")
+    line = undone(out, tmp_path, "quantize gptq-int4", "export gptq-int4-onnx", *SHARDS)
     runs = [
         subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -188,10 +202,14 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
     port = free_port()
     address = f"ray://{ray.util.get_node_ip_address()}:{port}"
     second = {"labels": {"gpu": "sm89"}, "num_gpus": 1}
-    works = ("export onnx-fp16", "quantize gptq-int4", "export gptq-int4-onnx", "evaluate gptq-int4-onnx")
-    url = f"file://{tmp_path}/shared"
+    works = ("export onnx-fp16", "quantize gptq-int4", "export gptq-int4-onnx", *SHARDS)
     line = undone(out, tmp_path, *works)
-    with two_nodes({"ray_client_server_port": port}, second) as (nodes, node):
+    (tmp_path / "s3").mkdir()
+    with (
+        s3_server(tmp_path / "s3") as bucket,  # whose keys nodes and build have from this environment
+        two_nodes({"ray_client_server_port": port}, second) as (nodes, node),
+    ):
+        url = f"{bucket}/store"
         victim = raylet(node)
         with connected(nodes.address, Store(tmp_path), memory=1_000_000) as cluster:
             assert cluster.targets == {"sm89"}
@@ -208,18 +226,26 @@ def test_on_a_cluster_digests_are_the_same_and_a_killed_node_costs_its_running_s
         while build.poll() is None and not running(victim):
             time.sleep(0.2)
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / ".store").glob("*/*/manifest.json")}
-        assert build.poll() is None, "no stage came to the second node"
+        if build.poll() is not None:
+            pytest.fail(f"no stage came to the second node: {build.communicate()[1]}")
         victim.kill()
         stdout, stderr = build.communicate(timeout=500)
-    assert build.returncode in (0, 3, 4), stderr
+        assert build.returncode in (0, 3, 4), stderr
+        elsewhere = Store(tmp_path / "elsewhere", url=url)
+        for work in works:
+            (folder,) = (tmp_path / ".store").glob(f"{work.replace(' ', '/')}-{16 * '?'}")
+            name = folder.relative_to(tmp_path / ".store")
+            assert elsewhere.bring(elsewhere.root / name)
+            assert Manifest.read(elsewhere.root / name).digest == Manifest.read(out / ".store" / name).digest
+        new = ["--out", str(tmp_path / "new"), "--store", url]
+        planned = run(*LINE, "plan", *new, *line[line.index("--json") :], "onnx-fp16")
     after = digests(json.loads(stdout.splitlines()[-1]))
     assert after == {name: digest for name, digest in digests(built).items() if name in after}
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    elsewhere = Store(tmp_path / "elsewhere", url=url)
-    for work in works:
-        (folder,) = (tmp_path / ".store").glob(f"{work.replace(' ', '/')}-{16 * '?'}")
-        assert elsewhere.bring(elsewhere.root / folder.relative_to(tmp_path / ".store"))
     assert run(*LINE, "verify", "--out", str(tmp_path)).returncode == 0
+    steps = json.loads(planned.stdout)["steps"]
+    assert {step["reason"] for step in steps if not step["runs"]} == {f"is at {url}"}
+    assert [step["stage"] for step in steps if step["runs"]] == ["latency"]
 
 
 def running(node: psutil.Process) -> bool:
@@ -300,7 +326,7 @@ def test_another_architecture_of_the_family_runs_through(micro_checkpoint: Path,
     write_checkpoint(
         model, micro_checkpoint, layers=3, heads=4, kv_heads=1, patch_size=16, tied=False, shards=2
     )
-    done = run(*arguments(tmp_path / "out", "--model", str(model)))
+    done = run(*arguments(tmp_path / "out", "--model", str(model), "--set", "evaluate.shard_items=40"))
     summary = summary_of(done)
     assert [variant["name"] for variant in summary["variants"]] == VARIANTS
     # A random model scores at chance, and on chance no verdict can rest.

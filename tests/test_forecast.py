@@ -169,8 +169,9 @@ def test_scaling_an_int8_cache_is_counted() -> None:
 
 
 def test_more_work_takes_longer() -> None:
-    recipe, config = load_recipe("qwen3-vl-2b"), full_size()
-    double = load_recipe("qwen3-vl-2b", overrides=["evaluate.items=2000", "evaluate.max_tokens=384"])
+    recipe, config = load_recipe("qwen3-vl-2b", overrides=["evaluate.shard_items=1000"]), full_size()
+    more = ["evaluate.items=2000", "evaluate.shard_items=2000", "evaluate.max_tokens=384"]
+    double = load_recipe("qwen3-vl-2b", overrides=more)
 
     def time(of: Any) -> float:
         return forecast.seconds("evaluate", config, "fp16", of, MACHINE, Load(100, 100), Load(0, 0))
@@ -178,6 +179,17 @@ def test_more_work_takes_longer() -> None:
     assert 1.9 * time(recipe) < time(double) < 4 * time(recipe)
     short = forecast.seconds("evaluate", config, "fp16", recipe, MACHINE, Load(100, 100, steps=9), Load(0, 0))
     assert short < time(recipe) / 2
+
+
+def test_all_shards_of_an_evaluation_take_as_long_as_the_whole_and_their_starts() -> None:
+    config, load = full_size(), Load(100, 100, steps=9)
+
+    def time(*settings: str) -> float:
+        recipe = load_recipe("qwen3-vl-2b", overrides=["evaluate.batch_size=5", *settings])
+        return forecast.seconds("evaluate", config, "fp16", recipe, MACHINE, load, Load(0, 0))
+
+    whole, quarter = time("evaluate.shard_items=1000"), time("evaluate.shard_items=250")
+    assert 4 * quarter - whole == pytest.approx(3 * forecast.TRANSFORMERS.start_seconds, rel=0.01)
 
 
 def test_every_batch_of_every_arm_is_counted_in_the_latency() -> None:

@@ -24,6 +24,7 @@ from build.__main__ import main
 from build.publish import published as published_below
 from build.publish import verify
 from build.release import download
+from build.release.progress import transfers
 from build.release.reference import Reference
 from build.release.registry import Registry, fallback_tag
 from build.release.upload import Sessions, upload_blob
@@ -222,6 +223,18 @@ def test_an_upload_goes_on_where_it_was_lost(tmp_path: Path, registry: str) -> N
         assert steady.has_blob(digest)
         assert upload_blob(steady, digest, data, Sessions(sessions), chunk=100_000) == 0
     assert not sessions.exists()
+
+
+def test_how_far_a_transfer_is_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("build.release.progress.LINE_EVERY_S", 0.0)
+    with transfers("upload a", 4_000_000) as report:
+        report("sha256:1", 1_000_000)
+        report("sha256:2", 500_000)
+        report("sha256:1", 3_000_000)
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"upload a: {done} of 4 MB" for done in ("1 MB", "1.5 MB", "3.5 MB")]
 
 
 def test_a_session_that_the_registry_forgot_begins_again(tmp_path: Path, registry: str) -> None:

@@ -54,6 +54,12 @@ def test_the_hub_reads_the_card(staged: Path) -> None:
     [
         ({"engine": None}, "| transformers, vLLM | no"),  # its weights are not safetensors in this test
         ({"engine": {"runtime": "TensorRT for RTX", "target": "sm89"}}, "| TensorRT for RTX | sm89 only |"),
+        (
+            {"engine": {"runtime": "TensorRT for RTX", "target": "sm89"}},
+            "import tensorrt_rtx_bindings as trt",
+        ),
+        ({"engine": {"runtime": "TensorRT", "target": "sm90"}}, "| TensorRT | sm90 only |"),
+        ({"engine": {"runtime": "TensorRT", "target": "sm90"}}, "import tensorrt as trt"),
         ({"source": {"repo": "mine"}}, "`mine` declares no licence: ask its owner"),
         (
             {"source": {"repo": "mine", "commit": "a" * 40, "dirty": True}},

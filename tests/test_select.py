@@ -194,16 +194,20 @@ def test_this_machine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_engines_need_their_driver_and_runtime(
     catalogue: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def here(**facts: Any) -> list[Device]:
-        return [Device("NVIDIA L4", "sm89", 24 << 30, (3e11, 1e14), "", here=True, **facts)]
+    def here(architecture: str, **facts: Any) -> list[Device]:
+        return [Device("a GPU", architecture, 24 << 30, (3e11, 1e14), "", here=True, **facts)]
 
-    for facts, told in (
-        ({"driver": "570.1", "tensorrt": "0.5.0"}, "driver 570.1: TensorRT for RTX needs 580 or newer"),
-        ({"driver": "580.1"}, "is not installed; pip install -r requirements/gpu.txt"),
+    publish_variant(catalogue, "trt-gptq-int4-sm90", engine={"runtime": "TensorRT", "target": "sm90"})
+    for architecture, facts, told in (
+        ("sm89", {"driver": "570.1", "tensorrt": "1"}, "driver 570.1: TensorRT for RTX needs 580 or newer"),
+        ("sm89", {"driver": "580.1"}, "rtx-cu13 is not installed; pip install -r requirements/gpu.txt"),
+        ("sm90", {"driver": "570.1", "tensorrt": "1"}, "driver 570.1: TensorRT needs 580 or newer"),
+        ("sm90", {"driver": "580.1"}, "tensorrt-cu13 is not installed; pip install tensorrt-cu13==10.16"),
     ):
-        monkeypatch.setattr("build.select.commands.find_devices", lambda name, facts=facts: here(**facts))
+        devices_here = here(architecture, **facts)
+        monkeypatch.setattr("build.select.commands.find_devices", lambda name, found=devices_here: found)
         found = select(catalogue, capsys, "--context=128")["reasons"]
-        (row,) = (row for row in found if row["variant"] == "trt-gptq-int4-sm89")
+        (row,) = (row for row in found if row["variant"] == f"trt-gptq-int4-{architecture}")
         assert told in f"{row['reason']}; {row['remedy']}"
 
 

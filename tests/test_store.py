@@ -18,12 +18,10 @@ from socket import gethostname
 from typing import Any
 
 import pytest
-from fsspec.core import url_to_fs
 
 from build.code import ROOT
 from build.store import Entry, Store, Work, link_or_copy, processor_name
 from engines.artifact import MANIFEST, Manifest, damage
-from engines.errors import UserError
 
 
 def work(name: str = "a", **changes: Any) -> Work:
@@ -287,47 +285,3 @@ def test_damage_names_every_kind(tmp_path: Path) -> None:
     (entry.path / "folder" / "file.txt").unlink()
     assert damage(entry.path, manifest) == [f"{entry.path / 'folder' / 'file.txt'}: missing"]
     assert (entry.path / MANIFEST).is_file()
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"memory://{tmp_path}"
-
-
-def test_what_one_store_has_done_another_fetches(url: str, tmp_path: Path) -> None:
-    done = Store(tmp_path / "1", url=url).do(work(), write)
-    other = Store(tmp_path / "2", url=url)
-    fetched = other.do(work(), refuse)
-    assert (fetched.cached, fetched.reason, fetched.digest) == (True, f"fetched from {url}", done.digest)
-    file = fetched.path / "folder" / "file.txt"
-    assert file.read_text() == "content"
-    assert not file.stat().st_mode & 0o222
-    assert other.do(work(), refuse).reason == "cache hit"
-
-
-def test_what_was_done_before_it_is_shared_is_sent(url: str, tmp_path: Path) -> None:
-    Store(tmp_path / "1").do(work(), write)
-    Store(tmp_path / "1", url=url).do(work(), refuse)
-    assert Store(tmp_path / "2", url=url).do(work(), refuse).cached
-
-
-@pytest.mark.parametrize("broken", ["folder/file.txt", MANIFEST])
-@pytest.mark.parametrize("content", [b"cOntent", None])
-def test_shared_work_that_is_damaged_is_done_again(
-    url: str, tmp_path: Path, broken: str, content: bytes | None
-) -> None:
-    key = Store(tmp_path / "1", url=url).do(work(), write).path.name
-    files, root = url_to_fs(url)
-    place = f"{root}/test/{key}/{broken}"
-    files.rm(place) if content is None else files.pipe_file(place, content)
-    other, third = Store(tmp_path / "2", url=url), Store(tmp_path / "3", url=url)
-    assert not other.bring(other.root / "test" / key)
-    assert list((other.root / "test").iterdir()) == []
-    assert not other.do(work(), write).cached
-    assert third.bring(third.root / "test" / key), "what was sent again is whole"
-    assert isinstance(third.find(work()), Entry)
-
-
-def test_a_url_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--store nosuch://x: .*; expected an fsspec URL"):
-        Store(tmp_path, url="nosuch://x").do(work(), write)

@@ -14,6 +14,7 @@ from bench.power import sentence
 from bench.records import read_records
 from bench.verdict import Row
 from engines.artifact import Manifest
+from engines.engine_files import RTX, TENSORRT
 from engines.units import human_size
 
 CARD = "README.md"
@@ -154,7 +155,7 @@ def _runtimes(manifest: Manifest) -> str:
         "`python -m serve arm`": "yes",
         "transformers, vLLM": "yes" if checkpoint else "no: take the checkpoint variant",
         "onnxruntime": "yes" if runtime == "onnxruntime" else "no: take an `-onnx` variant",
-        "TensorRT for RTX": f"{target} only" if target else "no: take a `trt-` variant",
+        runtime if target else "TensorRT": f"{target} only" if target else "no: take a `trt-` variant",
     }
     return "| runtime | runs this |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows.items())
 
@@ -180,7 +181,14 @@ def _usage(manifest: Manifest) -> str:
             '```python\nimport onnxruntime\nonnxruntime.InferenceSession("decoder.onnx").get_inputs()\n```',
         ]
     else:
-        blocks += ["The engines load where `engine.json` says: its GPU, its TensorRT for RTX."]
+        runtime = RTX if _runtime(manifest) == RTX.name else TENSORRT
+        blocks += [
+            f"With {runtime.name} {runtime.version} alone, on the GPU that `engine.json` names; an engine "
+            "tells what goes in and out:",
+            f"```python\nimport {runtime.module} as trt\n"
+            "runtime = trt.Runtime(trt.Logger())\n"
+            'engine = runtime.deserialize_cuda_engine(open("decoder.engine", "rb").read())\n```',
+        ]
     return "\n\n".join(blocks)
 
 

@@ -9,9 +9,9 @@ from statistics import median
 from typing import Literal
 
 from build.select.catalogue import Published
-from build.select.devices import TENSORRT, Device
+from build.select.devices import LOADERS, Device
 from build.select.estimate import Estimate, Provenance, Workload, estimate, known, longest_context
-from engines.engine_files import DRIVER, ENGINE_FACTS, EngineFacts
+from engines.engine_files import DRIVER, ENGINE_FACTS, RTX, EngineFacts
 from engines.units import human_size
 
 Objective = Literal["latency", "throughput", "accuracy"]
@@ -127,10 +127,12 @@ def _cannot_load_engines(published: Published, device: Device) -> tuple[str, str
     if not device.here:
         return None
     if int((device.driver or "0").split(".")[0]) < DRIVER:
-        reason = f"driver {device.driver}: TensorRT for RTX needs {DRIVER} or newer"
+        reason = f"driver {device.driver}: {device.engines_by.name} needs {DRIVER} or newer"
         return reason, f"driver {DRIVER} or newer"
     if device.tensorrt is None:
-        return f"{TENSORRT} is not installed", "pip install -r requirements/gpu.txt"
+        package, runtime = LOADERS[device.engines_by], device.engines_by
+        remedy = "-r requirements/gpu.txt" if runtime is RTX else f"{package}=={runtime.version}"
+        return f"{package} is not installed", f"pip install {remedy}"
     return None
 
 

@@ -12,9 +12,12 @@ from pathlib import Path
 from build import forecast
 from build.store import processor_name
 from engines.device import available_memory, find_gpu
+from engines.engine_files import RTX, TENSORRT, Runtime
 from engines.errors import UserError
+from engines.tensorrt.targets import TARGETS
 
-TENSORRT = "onnxruntime-ep-nv-tensorrt-rtx-cu13"  # bundles the TensorRT for RTX that loads engines
+# What brings the library that loads engines; of TensorRT for RTX its plug-in for onnxruntime has it.
+LOADERS = {RTX: "onnxruntime-ep-nv-tensorrt-rtx-cu13", TENSORRT: "tensorrt-cu13"}
 # Instruction sets that decide how fast 4-bit products are, as the kernel names them.
 FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
@@ -43,6 +46,11 @@ class Device:
     def gpu(self) -> bool:
         return self.architecture.startswith("sm")
 
+    @property
+    def engines_by(self) -> Runtime:
+        """The TensorRT that engines for it are of."""
+        return TARGETS[self.architecture].runtime if self.architecture in TARGETS else RTX
+
     def machine(self) -> forecast.Machine:
         """Its rates for a forecast; those of this machine are measured when first asked for."""
         if self.rates is None:
@@ -55,7 +63,7 @@ class Device:
         facts += [f"driver {self.driver}"] if self.driver else []
         facts += [f"CUDA {self.cuda}"] if self.cuda else []
         if self.here and self.gpu:
-            facts.append(f"TensorRT for RTX {self.tensorrt or 'not installed'}")
+            facts.append(f"{self.engines_by.name} {self.tensorrt or 'not installed'}")
         return f"{self.name} ({', '.join(facts)})"
 
 
@@ -137,16 +145,16 @@ def _gpu() -> list[Device]:
         key=lambda device: device.machine().read,
         default=KNOWN["l4"],
     )
+    here = replace(base, architecture=found.architecture)
     return [
         replace(
-            base,
+            here,
             name=found.name,
-            architecture=found.architecture,
             memory=found.memory,
             source=base.source if known else f"rates of {base.name}: this GPU is not in the table",
             driver=found.driver,
             cuda=found.cuda or None,
-            tensorrt=_version(TENSORRT),
+            tensorrt=_version(LOADERS[here.engines_by]),
             runtimes=_runtimes(),
             here=True,
         )
