@@ -119,11 +119,11 @@ def simulate(options: argparse.Namespace) -> None:
     for truth in simulate.TRUTHS:
         outcome = simulate.simulate(truth, options.experiments, options.seed)
         found.append(asdict(outcome))
+        when = f"half of them within {outcome.median_requests} requests of the candidate"
         print(
             f"{outcome.truth}: {outcome.rolled_back} of {outcome.experiments} rolled back, "
-            f"{outcome.rate:.1%} ({outcome.rate_low:.1%} to {outcome.rate_high:.1%}), {outcome.held} held; "
-            f"median of the candidate's requests until then {outcome.median_requests}, "
-            f"at {outcome.median_percent} %",
+            f"{outcome.rate:.1%} ({outcome.rate_low:.1%} to {outcome.rate_high:.1%}), {outcome.held} held"
+            + (f"; {when}, at {outcome.median_percent} % or below" if outcome.rolled_back else ""),
             flush=True,
         )
     if options.json:
