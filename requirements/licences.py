@@ -38,7 +38,12 @@ SPELLED = {
     "Python Software Foundation License": "PSF-2.0",
 }
 # Packages whose metadata does not say, by the licence file they bring.
-READ = {"sigstore-models": "MIT", "tiktoken": "MIT", "uvloop": "MIT OR Apache-2.0"}
+READ = {
+    "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
+    "sigstore-models": "MIT",
+    "tiktoken": "MIT",
+    "uvloop": "MIT OR Apache-2.0",
+}
 SHORT = re.compile(r"[^\n]{1,60}")  # others are the licence's whole text
 
 
