@@ -13,8 +13,8 @@ from engines.arguments import describe, exit_code, parse
 
 MODULES = {
     "latency": "bench.timing",
-    "load": "bench.timing",
-    "open-loop": "bench.timing",
+    "load": "bench.server_commands",
+    "open-loop": "bench.server_commands",
     "compare": "bench.comparison",
     "history": "bench.history.commands",
     "trust": "bench.trust.commands",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from bench.records import read_records, write_records
 from bench.scoring import is_correct, score
 from bench.statistics import wilson_interval
 from bench.tasks import Item
+from engines.thoughts import answer, thinking
 
 if TYPE_CHECKING:  # reading and judging answers needs no model
     from engines.generate import Completion
@@ -25,8 +26,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Observation:
-    """One answer: the item's id, what the model said, its score between 0 and 1, whether that counts as
-    right, and the score to be had without looking.
+    """One answer: the item's id, what the model said after its thoughts, its score between 0 and 1, whether
+    that counts as right, and the score to be had without looking. The tokens are those of the thoughts too.
     """
 
     id: str
@@ -66,7 +67,8 @@ def evaluate(
 ) -> list[Observation]:
     """Greedy answers in the order of `items`, each scored by its item's metric.
 
-    What is said to an item of several rotations is a JSON list, and its tokens are those of the first.
+    What is said to an item of several rotations is a JSON list, and its tokens are those of the first. What
+    a model thinks before it answers is not scored; one that comes to no end with it has said nothing.
     Prompts of similar length are answered together, so that little of a batch is padding. They are prepared
     twice, as the pixels of all of them together may not fit in memory. Raises UserError, before anything is
     asked, for an item that the session's context does not hold with its answer.
@@ -83,11 +85,13 @@ def evaluate(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         prompts = [processor(asked[i][1]) for i in batch]
-        said |= zip(batch, generate_batch(session, processor, prompts, max_tokens), strict=True)
+        completions = generate_batch(session, processor, prompts, max_tokens)
+        for i, prompt, one in zip(batch, prompts, completions, strict=True):
+            said[i] = replace(one, text=answer(one.text, thinking(processor, prompt)))
         if progress:
             progress(len(said), len(asked))
-    completions = (said[i] for i in range(len(asked)))
-    return [_observed(item, [next(completions) for _ in item.conversations]) for item in items]
+    in_order = (said[i] for i in range(len(asked)))
+    return [_observed(item, [next(in_order) for _ in item.conversations]) for item in items]
 
 
 def _observed(item: Item, said: Sequence[Completion]) -> Observation:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from bench.accuracy import summarize, write_observations
-from bench.comparison import EXIT, answers
+from bench.comparison import answers
 from bench.planning import items_planned
 from bench.stored import write_run
 from bench.suites.catalogue import load_suite
 from bench.tables import divergence_table, score_table, show, tell
 from bench.timing import progress
+from bench.verdict import EXIT
 from engines.errors import UserError
 from engines.session import open_session
 from engines.units import human_size

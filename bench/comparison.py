@@ -13,18 +13,18 @@ from bench.accuracy import Observation, evaluate
 from bench.fidelity import Fidelity, record
 from bench.fidelity import compare as compare_distributions
 from bench.gate import Limits, Measurements, gate
-from bench.latency import AGAIN, of_arm
+from bench.latency import AGAIN, single
 from bench.resources import disk_bytes, peak_memory
 from bench.stored import FIDELITY_ITEMS, digest, is_run, read_run
 from bench.suites.catalogue import load_suite
 from bench.tables import gate_table, show
 from bench.tasks import Item
 from bench.timing import progress, timings
+from bench.verdict import EXIT
 from engines.errors import UserError
 from engines.processor import Processor
 from engines.session import Session, open_session
 
-EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 MAX_GROWTH = 65_536  # bytes that may be kept of a request
 LATENCY = ("ttft_p50_ratio", "itl_p50_ratio", "e2e_ratio")
 
@@ -81,9 +81,9 @@ def _side_by_side(options: Namespace, limits: Limits) -> tuple[Measurements, Fid
         candidate=digest(options.candidate),
         baseline_answers=given["A"],
         candidate_answers=given["B"],
-        baseline_timings=of_arm(timed, "A"),
-        again_timings=of_arm(timed, "A" + AGAIN),
-        candidate_timings=of_arm(timed, "B"),
+        baseline_timings=single(timed, "A"),
+        again_timings=single(timed, "A" + AGAIN),
+        candidate_timings=single(timed, "B"),
         fidelity=fidelity,
         bytes=disk_bytes(options.candidate),
         baseline_bytes=disk_bytes(options.baseline),

@@ -38,7 +38,9 @@ class Timing:
 
     prompt_tokens, patches (of its images and videos) and output_tokens_per_s (counted from the arrival) are
     of the whole batch, output_tokens of each sequence. energy_j and temperature_c: of the processors, or of
-    the GPU where `device` has what it showed meanwhile.
+    the GPU where `device` has what it showed meanwhile. load: where requests arrived by a schedule, at which
+    fraction of what the baseline answers in a second; times count from the arrival, wait_ms of them passed
+    before the arm began.
     """
 
     arm: str
@@ -56,11 +58,13 @@ class Timing:
     vision_ms: float | None = None
     energy_j: float | None = None
     temperature_c: float | None = None
+    load: float = 0.0
+    wait_ms: float = 0.0
 
     @property
     def prefill_ms(self) -> float | None:
-        """The time to the first token without what images and videos took."""
-        return None if self.vision_ms is None else self.ttft_ms - self.vision_ms
+        """The time to the first token without waiting and without what images and videos took."""
+        return None if self.vision_ms is None else self.ttft_ms - self.wait_ms - self.vision_ms
 
 
 def measure(
@@ -99,9 +103,9 @@ def measure(
                 with Watch() if watch else nullcontext() as gpu:
                     meter = Meter()
                     stamps = arms[arm](prompts, output_tokens)
-                    joules = meter.joules()
+                    spent = meter.joules(), max(temperatures().values(), default=None)
                 usage = gpu.usage() if gpu else None
-                timings.append(_timing(arm, number, done + repeat, prompts, stamps, usage, joules))
+                timings.append(answered(arm, number, done + repeat, prompts, stamps, usage, *spent))
                 if progress:
                     progress(len(timings), total)
             done += repeats
@@ -142,7 +146,12 @@ def summarize(timings: Sequence[Timing]) -> dict[str, dict[str, dict[str, float]
 
 
 def of_arm(timings: Sequence[Timing], arm: str) -> list[Timing]:
-    """What one arm took for requests answered one at a time."""
+    """What one arm took for requests answered one at a time, each asked for once the last was answered."""
+    return [timing for timing in timings if timing.arm == arm and timing.batch == 1 and not timing.load]
+
+
+def single(timings: Sequence[Timing], arm: str) -> list[Timing]:
+    """The same and what it took for requests that arrived by a schedule: all that the gate judges."""
     return [timing for timing in timings if timing.arm == arm and timing.batch == 1]
 
 
@@ -158,15 +167,17 @@ def _together(requests: Sequence[Inputs], size: int) -> list[tuple[int, Sequence
     return [(at // size, requests[at : at + size]) for at in range(0, len(requests) - size + 1, size)]
 
 
-def _timing(
+def answered(
     arm: str,
     number: int,
     repeat: int,
     prompts: Sequence[Inputs],
     stamps: Stamps,
-    usage: Usage | None,
-    joules: float | None,
+    usage: Usage | None = None,
+    joules: float | None = None,
+    celsius: float | None = None,
 ) -> Timing:
+    """The timing of prompts that were answered together."""
     ttft, e2e = ((stamp - stamps.began) * 1e3 for stamp in (stamps.tokens[0], stamps.tokens[-1]))
     count = len(stamps.tokens)
     return Timing(
@@ -184,5 +195,5 @@ def _timing(
         patches=sum(prod(media.grid) for prompt in prompts for media in prompt.media),
         vision_ms=1e3 * stamps.vision_s,
         energy_j=usage.power_w * e2e / 1e3 if usage else joules,
-        temperature_c=usage.temperature_c if usage else max(temperatures().values(), default=None),
+        temperature_c=usage.temperature_c if usage else celsius,
     )

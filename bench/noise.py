@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,8 +25,10 @@ NEAR = 1.05  # what is asked of the baseline against itself where a limit is nea
 Figure = tuple[str, float | None]  # a metric, and which quantile of it; without one the median ratio
 
 
-def figures(limits: Limits) -> dict[Figure, float]:
-    """What is limited, and to which ratio."""
+def figures(limits: Limits, load: float = 0.0) -> dict[Figure, float]:
+    """What is limited, and to which ratio. Under load not the time between tokens: whoever is answered alone
+    has it as without.
+    """
     asked: dict[Figure, float | None] = {
         ("ttft_ms", 0.5): limits.ttft_p50_ratio,
         ("ttft_ms", 0.95): limits.ttft_p95_ratio,
@@ -33,15 +36,26 @@ def figures(limits: Limits) -> dict[Figure, float]:
         ("itl_ms", 0.95): limits.itl_p95_ratio,
         ("e2e_latency_ms", None): limits.e2e_ratio,
     }
-    return {figure: limit for figure, limit in asked.items() if limit is not None}
+    return {
+        (metric, q): limit
+        for (metric, q), limit in asked.items()
+        if limit is not None and not (load and metric == "itl_ms")
+    }
 
 
 def slower(m: Measurements, limits: Limits) -> Iterator[Check]:
-    """A check of every latency that has a limit: bootstrap bounds over requests, of the ratio of quantiles or
-    of the median ratio of a request.
+    """A check of every latency that has a limit, one request after the other and at every load: bootstrap
+    bounds over requests, of the ratio of quantiles or of the median ratio of a request.
     """
-    for (metric, q), limit in figures(limits).items():
-        yield _check(m, metric, q, limit, limits.confidence)
+    for load in _loads(m.baseline_timings):
+        measured = replace(
+            m,
+            baseline_timings=_at(m.baseline_timings, load),
+            again_timings=_at(m.again_timings, load),
+            candidate_timings=_at(m.candidate_timings, load),
+        )
+        for (metric, q), limit in figures(limits, load).items():
+            yield _check(measured, metric, q, limit, limits.confidence, load)
 
 
 def quiet(noise: Interval, limit: float) -> bool:
@@ -51,21 +65,26 @@ def quiet(noise: Interval, limit: float) -> bool:
 
 def steady(baseline: Sequence[Timing], again: Sequence[Timing], limits: Limits) -> bool:
     """Whether every limit can be judged, or more repeats would not help as there are too few requests."""
-    for (metric, q), limit in figures(limits).items():
-        first, second = table(baseline, metric), table(again, metric)
-        if len(first) >= _least(q) and not quiet(ratio(first, second, q, limits.confidence), limit):
-            return False
-    return True
+    return all(quiet(noise, limit) for _, limit, noise, _ in _noises(baseline, again, limits))
 
 
 def noise_lines(baseline: Sequence[Timing], again: Sequence[Timing], limits: Limits) -> Iterator[str]:
     """What the baseline is against itself by every figure that has a limit."""
-    for (metric, q), limit in figures(limits).items():
-        first, second = table(baseline, metric), table(again, metric)
-        if len(first) >= _least(q):
-            found = ratio(first, second, q, limits.confidence)
-            verdict = "" if quiet(found, limit) else f": too noisy for a limit of {limit:g}"
-            yield f"{_name(metric, q)} {told(found)}, {first.shape[1]} repeats{verdict}"
+    for name, limit, noise, repeats in _noises(baseline, again, limits):
+        verdict = "" if quiet(noise, limit) else f": too noisy for a limit of {limit:g}"
+        yield f"{name} {told(noise)}, {repeats} repeats{verdict}"
+
+
+def _noises(
+    baseline: Sequence[Timing], again: Sequence[Timing], limits: Limits
+) -> Iterator[tuple[str, float, Interval, int]]:
+    """Name, limit, the baseline against itself, and repeats; of figures that have enough requests."""
+    for load in _loads(baseline):
+        for (metric, q), limit in figures(limits, load).items():
+            first, second = (table(_at(timings, load), metric) for timings in (baseline, again))
+            if len(first) >= _least(q):
+                name = f"{_name(metric, q)} at {load_name(load)}" if load else _name(metric, q)
+                yield name, limit, ratio(first, second, q, limits.confidence), first.shape[1]
 
 
 def ratio(baseline: Array, candidate: Array, q: float | None, confidence: float) -> Interval:
@@ -79,19 +98,15 @@ def told(found: Interval) -> str:
     return f"{found.estimate:.3g} ({found.low:.3g} to {found.high:.3g})"
 
 
-def _check(m: Measurements, metric: str, q: float | None, limit: float, confidence: float) -> Check:
-    row: Fields = {"metric": _name(metric, q), "unit": "ms", "limit": limit, "relative": True}
-    try:
-        sides = (m.baseline_timings, m.again_timings, m.candidate_timings)
-        baseline, again, candidate = (table(timings, metric) for timings in sides)
-        work = [table(timings, "output_tokens") for timings in sides]
-        if not np.array_equal(work[0], work[1]) or not np.array_equal(work[0], work[2]):
-            raise ValueError("the arms did not answer the same requests with as many tokens")
-    except ValueError as error:
-        return Check(**row, **missing(m, "latency", str(error)))
-    n, at = len(baseline), q or 0.5
+def judged(
+    row: Fields, baseline: Array, again: Array, candidate: Array, q: float | None, confidence: float
+) -> Check:
+    """PASS, FAIL or, where the run is too noisy for the row's limit or too short, INCONCLUSIVE; arrays
+    [requests, repeats].
+    """
+    n, at, limit = len(baseline), q or 0.5, row["limit"]
     before, after = (float(np.quantile(x, at)) for x in (baseline, candidate))
-    row |= {"baseline": before, "candidate": after, "n": n}
+    row = row | {"baseline": before, "candidate": after, "n": n}
     if n < _least(q):
         reason = f"{n} requests are too few to bound this figure; {_least(q)} is the least"
         return Check(**row, verdict=Verdict.INCONCLUSIVE, reason=reason, needed_n=_least(q))
@@ -107,6 +122,35 @@ def _check(m: Measurements, metric: str, q: float | None, limit: float, confiden
         needed = _requests_to_be_quiet(n, noise, near)
         return Check(**row, verdict=Verdict.INCONCLUSIVE, reason=reason, needed_n=needed)
     return at_most(row, found, requests_needed(n, found, limit), f"; baseline against itself {told(noise)}")
+
+
+def load_name(load: float) -> str:
+    """As a slice of the gate and of the breakdown is called."""
+    return f"load {load:g}"
+
+
+def _check(
+    m: Measurements, metric: str, q: float | None, limit: float, confidence: float, load: float
+) -> Check:
+    row: Fields = {"metric": _name(metric, q), "unit": "ms", "limit": limit, "relative": True}
+    row |= {"slice": load_name(load)} if load else {}
+    try:
+        sides = (m.baseline_timings, m.again_timings, m.candidate_timings)
+        baseline, again, candidate = (table(timings, metric) for timings in sides)
+        work = [table(timings, "output_tokens") for timings in sides]
+        if not np.array_equal(work[0], work[1]) or not np.array_equal(work[0], work[2]):
+            raise ValueError("the arms did not answer the same requests with as many tokens")
+    except ValueError as error:
+        return Check(**row, **missing(m, "latency", str(error)))
+    return judged(row, baseline, again, candidate, q, confidence)
+
+
+def _loads(timings: Sequence[Timing]) -> list[float]:
+    return sorted({timing.load for timing in timings}) or [0.0]
+
+
+def _at(timings: Sequence[Timing], load: float) -> list[Timing]:
+    return [timing for timing in timings if timing.load == load]
 
 
 def _name(metric: str, q: float | None) -> str:

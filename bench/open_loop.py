@@ -3,13 +3,14 @@
 A client that asks again only once it is answered goes easy on a server just while that is slow, and so leaves
 out the very waits it is there to find (coordinated omission: G. Tene, "How NOT to Measure Latency", 2013).
 Here every time counts from when a request was due, and one that was never answered took for ever.
+A verdict is given as of a variant's latency (bench.noise): none where the first is not like itself.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from itertools import count
@@ -17,22 +18,32 @@ from typing import Any
 
 import numpy as np
 
-from bench.client import (
-    PICTURE,
-    Load,
-    TurnedAwayError,
-    chunks,
-    first_model,
-    has_words,
-    question,
-    tokens_of,
-    words,
-)
+from bench.arrivals import arrivals
+from bench.breakdown import size_range
+from bench.client import Load, TurnedAwayError, chunks, first_model, has_words, question, tokens_of, words
 from bench.latency import AGAIN, QUANTILES, order
+from bench.noise import judged, load_name
 from bench.statistics import Array, Interval, median_ratio
+from bench.verdict import Check, Fields, Verdict
 
 Rounds = Sequence[Sequence["Asked"]]  # each of the same requests
 FIGURES = ("ttft_ms", "itl_ms", "e2e_latency_ms")
+CONFIDENCE = 0.95  # of each bound, one-sided, as of the gate
+
+
+@dataclass(frozen=True)
+class Request:
+    """picture: pixels of its side, 0 where there is none; words: of the question."""
+
+    body: bytes
+    picture: int = 0
+    words: int = 1
+
+    @property
+    def sizes(self) -> tuple[str, str]:
+        """The slices it belongs to."""
+        picture = f"picture of {self.picture} pixels" if self.picture else "no picture"
+        return picture, size_range("question of", self.words, "words")
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Asked:
 
     due: float
     sent: float
-    picture: bool
+    request: Request
     first: float = 0.0
     last: float = 0.0
     tokens: int = 0
@@ -65,9 +76,10 @@ class Asked:
 @dataclass(frozen=True)
 class Plan:
     """What every server is asked. rates: fractions of what the first server answers in a second, one request
-    after the other."""
+    after the other. image_sizes: pixels of a side, of which a picture has one."""
 
     rates: Sequence[float] = (0.25, 0.5, 0.75)
+    image_sizes: Sequence[int] = (224, 448)
     requests: int = 40
     rounds: int = 2
     seed: int = 0
@@ -83,13 +95,6 @@ class Outcome:
     asked: dict[tuple[float, str], list[list[Asked]]] = field(default_factory=dict)
 
 
-def arrivals(rate: float, requests: int, seed: int) -> Array:
-    """Seconds at which the requests are due: a Poisson process of `rate` a second. Half the rate is the same
-    process at half the speed.
-    """
-    return np.cumsum(np.random.default_rng(seed).exponential(1.0, requests)) / rate
-
-
 def compare(
     urls: Sequence[str], load: Load, plan: Plan, tell: Callable[[str], None] = lambda line: None
 ) -> Outcome:
@@ -103,13 +108,13 @@ def compare(
     models = {name: first_model(server) for name, server in servers.items()}
     found, visit = Outcome(), count(1)
 
-    def bodies(name: str) -> list[bytes]:
+    def drawn(name: str) -> list[Request]:
         number = next(visit)
-        return [_body(servers[name], models[name], [plan.seed, i], number) for i in range(plan.requests)]
+        return [_request(servers[name], models[name], plan, i, number) for i in range(plan.requests)]
 
     for _, number, name in order(names, 1, plan.rounds):
         tell(f"round {number + 1} of {plan.rounds}, one by one: {name}")
-        found.asked.setdefault((0.0, name), []).append(one_by_one(servers[name], bodies(name)))
+        found.asked.setdefault((0.0, name), []).append(one_by_one(servers[name], drawn(name)))
     alone = [asked.e2e_latency_ms for answers in found.asked[0.0, urls[0]] for asked in answers]
     if not np.isfinite(alone).all():
         return found
@@ -118,19 +123,19 @@ def compare(
         rate = plan.rates[place]
         tell(f"round {number + 1} of {plan.rounds}, {rate:g} of the first's capacity: {name}")
         due = arrivals(rate * found.capacity, plan.requests, plan.seed)
-        found.asked.setdefault((rate, name), []).append(drive(servers[name], bodies(name), due))
+        found.asked.setdefault((rate, name), []).append(drive(servers[name], drawn(name), due))
     return found
 
 
-def drive(load: Load, bodies: Sequence[bytes], due: Array) -> list[Asked]:
+def drive(load: Load, requests: Sequence[Request], due: Array) -> list[Asked]:
     """Sends every request when it is due, and waits for nobody before the last one is sent."""
-    answers: list[Asked | None] = [None] * len(bodies)
+    answers: list[Asked | None] = [None] * len(requests)
     start = time.perf_counter()
 
     def send(number: int) -> None:
-        answers[number] = ask(load, bodies[number], start + float(due[number]))
+        answers[number] = ask(load, requests[number], start + float(due[number]))
 
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(len(bodies))]
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(len(requests))]
     for at, thread in zip(due, threads, strict=True):
         time.sleep(max(0.0, start + at - time.perf_counter()))
         thread.start()
@@ -139,17 +144,17 @@ def drive(load: Load, bodies: Sequence[bytes], due: Array) -> list[Asked]:
     return [answer for answer in answers if answer]
 
 
-def one_by_one(load: Load, bodies: Sequence[bytes]) -> list[Asked]:
+def one_by_one(load: Load, requests: Sequence[Request]) -> list[Asked]:
     """Sends every request once the one before is answered."""
-    return [ask(load, body, time.perf_counter()) for body in bodies]
+    return [ask(load, request, time.perf_counter()) for request in requests]
 
 
-def ask(load: Load, body: bytes, due: float) -> Asked:
+def ask(load: Load, request: Request, due: float) -> Asked:
     """One request, sent now."""
-    asked = Asked(due, time.perf_counter(), PICTURE in body)
+    asked = Asked(due, time.perf_counter(), request)
     first, last, tokens = 0.0, 0.0, 0
     try:
-        for chunk in chunks(load, body):
+        for chunk in chunks(load, request.body):
             tokens += tokens_of(chunk)
             last = time.perf_counter()
             if has_words(chunk):
@@ -173,14 +178,44 @@ def figures(asked: Sequence[Asked]) -> dict[str, Any]:
     return {"requests": len(asked), "problems": problems, "late_p99_ms": float(late), **quantiles}
 
 
+def by_size(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
+    """Requests by their pictures and by the length of their questions; each is in two slices."""
+    found: dict[str, list[Asked]] = {}
+    for place in (0, 1):
+        for one in sorted(asked, key=lambda one: (one.request.picture, one.request.words)):
+            found.setdefault(one.request.sizes[place], []).append(one)
+    return found
+
+
 def ratio(first: Rounds, other: Rounds, metric: str) -> Interval | None:
     """Median over requests of other / first; None where either left any unanswered, or there are too few."""
-    before, after = (
-        np.array([[getattr(one, metric) for one in part] for part in rounds]).T for rounds in (first, other)
-    )
+    before, after = _times(first, metric), _times(other, metric)
     if len(before) < 2 or not np.isfinite([before, after]).all():
         return None
     return median_ratio(before, after)
+
+
+def checks(first: Rounds, again: Rounds, other: Rounds, rate: float, limit: float) -> Iterator[Check]:
+    """Whether another server makes its users wait for at most `limit` times as long as the first: the median
+    time to the first word, and the median over requests of the whole answer's.
+    """
+    for metric, q in (("ttft_ms", 0.5), ("e2e_latency_ms", None)):
+        row: Fields = {"metric": f"{metric} p50" if q else metric, "unit": "ms", "limit": limit}
+        row |= {"relative": True, "slice": load_name(rate) if rate else "all"}
+        before, same, after = (_times(rounds, metric) for rounds in (first, again, other))
+        if not np.isfinite([before, same]).all():
+            reason = "the first server itself left requests unanswered"
+            yield Check(**row, verdict=Verdict.INCONCLUSIVE, reason=reason)
+        elif unanswered := int(np.isinf(after).sum()):
+            reason = f"{unanswered} of {after.size} requests were not answered"
+            yield Check(**row, verdict=Verdict.FAIL, reason=reason)
+        else:
+            yield judged(row, before, same, after, q, CONFIDENCE)
+
+
+def _times(rounds: Rounds, metric: str) -> Array:
+    """[requests, rounds]"""
+    return np.array([[getattr(one, metric) for one in part] for part in rounds]).T
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
@@ -190,9 +225,12 @@ def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
     return {name: value if np.isfinite(value) else None for name, value in zip(names, found, strict=True)}
 
 
-def _body(load: Load, model: str, seed: Sequence[int], visit: int) -> bytes:
-    """Its size is drawn from the seed; that it is new, from the visit."""
-    random = np.random.default_rng(seed)
+def _request(load: Load, model: str, plan: Plan, number: int, visit: int) -> Request:
+    """Its sizes are drawn from the seed; that it is new, from the visit."""
+    random = np.random.default_rng([plan.seed, number])
     text = f"{visit:04} {words(random)}"
-    picture = int(random.integers(1 << 20)) * 10_000 + visit if random.random() < load.images else None
-    return question(load, model, f"visit {visit}", text, picture)
+    shown = random.random() < load.images
+    picture = int(random.integers(1 << 20)) * 10_000 + visit if shown else None
+    size = int(random.choice(plan.image_sizes)) if shown else 0
+    body = question(replace(load, image_size=size), model, f"visit {visit}", text, picture)
+    return Request(body, size, len(text.split()))

@@ -44,6 +44,14 @@ def add_models(commands: Any) -> None:
         "--output-tokens", type=two, default=16, metavar="N", help="length of every timed answer; default 16"
     )
     timing.add_argument(
+        "--rates",
+        type=above_zero,
+        nargs="*",
+        default=[0.25, 0.5],
+        metavar="F",
+        help="loads besides: fractions of what the first answers; default 0.25 0.5",
+    )
+    timing.add_argument(
         "--warmup",
         type=natural,
         default=2,

@@ -41,7 +41,7 @@ def whole(gates: Mapping[str, Gate]) -> str:
         told += f" Shown not to be good enough: {', '.join(named[Verdict.FAIL])}."
     if named[Verdict.INCONCLUSIVE]:
         told += f" Not known yet: {', '.join(named[Verdict.INCONCLUSIVE])}."
-    times = {name: x.delta for name in passed for x in others[name].checks if x.metric == "e2e_latency_ms"}
+    times = {name: x.delta for name in passed for x in others[name].checks if x.name == "e2e_latency_ms"}
     timed = {name: x for name, x in times.items() if x is not None}
     if timed:
         fastest = min(timed, key=timed.__getitem__)
@@ -59,7 +59,7 @@ def title(check: Check) -> str:
 def _figures(checks: Sequence[Check]) -> str:
     """Accuracy, end-to-end latency, size and memory, of those that were asked for; then the slices."""
     told = [_figure(check) for check in checks if check.slice == "all" or check.unit == "bytes"]
-    slices = [check for check in checks if check.slice != "all" and check.unit != "bytes"]
+    slices = [check for check in checks if check.slice != "all" and check.metric == "accuracy"]
     if slices:
         worst = min(slices, key=lambda check: check.delta or 0.0)
         told.append(

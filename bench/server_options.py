@@ -25,10 +25,19 @@ def add_servers(commands: Any) -> None:
     load.add_argument(
         "--seconds", type=positive, default=30, metavar="S", help="length of a round; default 30"
     )
+    load.add_argument(
+        "--image-size",
+        type=positive,
+        default=448,
+        metavar="PIXELS",
+        help="width and height of a picture; default 448",
+    )
     _questions(load)
 
     arrivals = commands.add_parser(
-        "open-loop", help="load several servers by one schedule of arrivals, which waits for nobody"
+        "open-loop",
+        epilog=EXIT_CODES,
+        help="load several servers by one schedule of arrivals, which waits for nobody",
     )
     arrivals.add_argument("urls", nargs="+", metavar="URL", help="the first is the baseline")
     arrivals.add_argument(
@@ -44,6 +53,21 @@ def add_servers(commands: Any) -> None:
     )
     arrivals.add_argument(
         "--rounds", type=positive, default=2, metavar="N", help="turns of every server; default 2"
+    )
+    arrivals.add_argument(
+        "--image-size",
+        type=positive,
+        nargs="+",
+        default=[224, 448],
+        metavar="PIXELS",
+        help="width and height of a picture, one of these; default 224 448",
+    )
+    arrivals.add_argument(
+        "--latency-ratio",
+        type=above_zero,
+        default=1.15,
+        metavar="R",
+        help="how many times as long as the first others may take; default 1.15",
     )
     _questions(arrivals)
 
@@ -123,13 +147,6 @@ def _questions(command: ArgumentParser) -> None:
         default=30,
         metavar="PERCENT",
         help="requests that show a picture; default 30",
-    )
-    command.add_argument(
-        "--image-size",
-        type=positive,
-        default=448,
-        metavar="PIXELS",
-        help="width and height of a picture; default 448",
     )
     command.add_argument("--seed", type=natural, default=0, metavar="S", help="of the questions; default 0")
     command.add_argument("--api-key-file", type=Path, metavar="FILE", help="the key that the server asks for")

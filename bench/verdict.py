@@ -27,6 +27,9 @@ class Verdict(StrEnum):
     PASS = "PASS"
 
 
+EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}  # exit codes
+
+
 @dataclass(frozen=True)
 class Measurements:
     """Everything known of a candidate beside its baseline. What is absent stays empty."""

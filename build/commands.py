@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console as Rich
 from rich.table import Table
 
+from bench.verdict import EXIT
 from build.cluster import connected
 from build.console import Console
 from build.forecast import memory_bytes
@@ -27,7 +28,6 @@ from engines.config import ModelConfig
 from engines.errors import UserError
 from engines.units import duration, human_size
 
-EXIT = {"PASS": 0, "UNMEASURED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DEFAULT_MEMORY = 6_000_000_000  # for which plan tells the longest contexts
 COLOUR = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "UNMEASURED": "blue"}
 

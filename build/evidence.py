@@ -16,11 +16,12 @@ from typing import Any
 
 from bench.accuracy import Observation
 from bench.arms import in_a_process
+from bench.arrivals import under_load
 from bench.evaluation import merged_fidelity, merged_observations
 from bench.examples import Example, choose, show
 from bench.fidelity import Fidelity
 from bench.gate import gate
-from bench.latency import AGAIN, Timing, measure, of_arm
+from bench.latency import AGAIN, Timing, measure, of_arm, single
 from bench.noise import noise_lines, steady
 from bench.power import observed
 from bench.records import as_lines
@@ -82,7 +83,7 @@ class Timed:
 
 def time_requests(recipe: Recipe, built: Built, device: str, console: Console) -> Timed:
     """Latency of the baseline on a device, and of every variant with an engine of its own: same requests, in
-    turn.
+    turn, one after the other and then as they arrive by a schedule.
 
     Each runs in a process of its own: this one holds none, and none inherits another's memory or threads.
     """
@@ -92,7 +93,7 @@ def time_requests(recipe: Recipe, built: Built, device: str, console: Console) -
     items = read_items(built.items.path / "items.jsonl")
     processor = Processor.load(built.artifacts["fp16"].path)
     requests = [processor(item.messages) for item in items[: recipe.latency.requests]]
-    settings = recipe.latency.model_dump(exclude={"requests", "batches"})
+    settings = recipe.latency.model_dump(include={"output_tokens", "repeats", "most_repeats"})
     baseline = BASELINES[device]
     mine = [name for name in built.answers if name in KINDS and KINDS[name].device == device]
     folders = dict.fromkeys((baseline, baseline + AGAIN), built.artifacts["fp16"].path)
@@ -103,7 +104,7 @@ def time_requests(recipe: Recipe, built: Built, device: str, console: Console) -
     batches = [size for size in recipe.latency.batches if device == "cpu" or size <= recipe.gate.batch]
 
     def is_steady(found: Sequence[Timing]) -> bool:
-        return steady(of_arm(found, baseline), of_arm(found, baseline + AGAIN), recipe.gate)
+        return steady(single(found, baseline), single(found, baseline + AGAIN), recipe.gate)
 
     with ExitStack() as processes, console.progress("latency") as progress:
         opened = {
@@ -113,12 +114,17 @@ def time_requests(recipe: Recipe, built: Built, device: str, console: Console) -
             opened,
             requests,
             **settings,
+            warmup=recipe.latency.warmup,
             batches=batches,
             watch=device == "cuda",
             steady=is_steady,
             progress=progress,
         )
-    for line in noise_lines(of_arm(timings, baseline), of_arm(timings, baseline + AGAIN), recipe.gate):
+        rates = recipe.latency.rates
+        timings += under_load(
+            opened, requests, timings, rates, **settings, steady=is_steady, progress=progress
+        )
+    for line in noise_lines(single(timings, baseline), single(timings, baseline + AGAIN), recipe.gate):
         console.say(f"noise, {baseline} against itself: {line}")
     return Timed(timings, environment())
 
@@ -139,9 +145,9 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         candidate=built.artifacts[variant].digest,
         baseline_answers=built.observations(baseline),
         candidate_answers=built.observations(variant),
-        baseline_timings=of_arm(timings, baseline),
-        again_timings=of_arm(timings, baseline + AGAIN),
-        candidate_timings=of_arm(timings, variant),
+        baseline_timings=single(timings, baseline),
+        again_timings=single(timings, baseline + AGAIN),
+        candidate_timings=single(timings, variant),
         fidelity=built.fidelity(variant),
         bytes=built.artifacts[variant].manifest.bytes,
         baseline_bytes=built.artifacts["fp16"].manifest.bytes,
@@ -151,7 +157,7 @@ def judge(variant: str, recipe: Recipe, built: Built, timings: list[Timing]) -> 
         resident_bytes=peak.resident_bytes if peak else (),
         unmeasured=dict.fromkeys(ON_DEVICE, _elsewhere(variant, recipe)) if absent else {},
     )
-    before, after = measurements.baseline_timings, measurements.candidate_timings
+    before, after = of_arm(timings, baseline), of_arm(timings, variant)
     figures = observed(before, after, recipe.price.per_hour, recipe.price.currency)
     return gate(measurements, limits).model_copy(update={"observed": figures})
 

@@ -274,10 +274,12 @@ def quantize_seconds(
 def latency_seconds(
     config: ModelConfig, recipe: Recipe, machine: Machine, asked: Load, arms: Sequence[str]
 ) -> float:
-    """All arms answer all requests in turn; this is never cached. The baseline is among them twice."""
+    """All arms answer all requests in turn, then at every load; this is never cached. The baseline is among
+    them twice.
+    """
     settings = recipe.latency
     prompts = {size: settings.requests // size * size * settings.repeats for size in settings.batches}
-    prompts[1] += settings.warmup
+    prompts[1] += settings.warmup + settings.requests * settings.repeats * len(settings.rates)
     return sum(
         runtime(arm).start_seconds
         + sum(

@@ -93,17 +93,20 @@ def _plain(text: str) -> str:
 
 
 def _phases(variants: list[dict[str, Any]]) -> list[str]:
-    """One row for each variant that was timed, and a line of what its answers took."""
+    """A row for each variant that was timed and each load, and a line of what its answers took."""
     timed = [variant for variant in variants if variant.get("latency")]
     if not timed:
         return []
     heads = [phase.replace("_latency", "").removesuffix("_ms") for phase in PHASES]
-    lines = ["", "One request at a time, ms, p50 / p95 / p99:", "", f"| variant | {' | '.join(heads)} | n |"]
-    lines.append("|---" * (len(heads) + 2) + "|")
+    title = "One request after the other, then arriving at a share of what the baseline answers; ms,"
+    lines = ["", f"{title} p50 / p95 / p99:", "", f"| variant | load | {' | '.join(heads)} | n |"]
+    lines.append("|---" * (len(heads) + 3) + "|")
     for variant in timed:
-        whole = variant["latency"][0]
-        cells = [f"`{variant['name']}`", *(figure(whole.get(phase)) for phase in PHASES), str(whole["n"])]
-        lines.append(f"| {' | '.join(cells)} |")
+        for part in variant["latency"]:
+            kind, _, load = part["slice"].partition(" ")
+            if kind == "all" or (kind == "load" and "," not in load):
+                cells = [f"`{variant['name']}`", load or "-", *(figure(part.get(phase)) for phase in PHASES)]
+                lines.append(f"| {' | '.join([*cells, str(part['n'])])} |")
     rows = {variant["name"]: [Row.model_validate(row) for row in variant["observed"]] for variant in timed}
     return [*lines, "", *(f"- `{name}` {sentence(found)}" for name, found in rows.items() if found)]
 

@@ -136,6 +136,12 @@ def _alone_too(batches: tuple[int, ...]) -> tuple[int, ...]:
     return batches
 
 
+def _different(rates: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(rates)) < len(rates):
+        raise ValueError("expected different numbers")
+    return rates
+
+
 class Latency(Section):
     requests: PositiveInt = Field(24, description="Different requests, the same for every arm.")
     repeats: PositiveInt = Field(2, description="Times each arm answers each request, in mirrored order.")
@@ -144,6 +150,10 @@ class Latency(Section):
     )
     batches: Annotated[tuple[PositiveInt, ...], AfterValidator(_alone_too)] = Field(
         (1,), description="Requests answered together, if there are as many; the gate asks for 1."
+    )
+    rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(_different)] = Field(
+        (0.25, 0.5),
+        description="Loads: Poisson arrivals, fixed by a seed, as fractions of what the baseline answers.",
     )
     output_tokens: Annotated[int, Field(ge=2)] = Field(16, description="Tokens generated for each request.")
     warmup: PositiveInt = Field(2, description="Requests answered and thrown away before measuring.")

@@ -60,6 +60,9 @@ class NumberProcessor:
 
     tokenizer = Tokenizer(WordLevel({str(i): i for i in range(100)}, unk_token="0"))
 
+    def decode(self, ids: NDArray[np.int64], *, skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, ids))
+
     def __call__(self, messages: Sequence[dict[str, Any]]) -> Inputs:
         return Inputs.text([int(word) for word in messages[-1]["content"].split()])
 

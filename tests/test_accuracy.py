@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ from bench.accuracy import Observation, evaluate, guess_rate, read_observations,
 from bench.micro.tasks import generate
 from bench.tasks import Item
 from engines.errors import UserError
+from engines.generate import Completion
 from engines.processor import Processor
 from engines.reference import ReferenceSession
+from engines.thoughts import answer as after_thoughts
+from tests.conftest import ROOT
 from tests.fakes import END, NumberProcessor, TableSession, chain
 
 # 1 -> 2 -> 3 -> end; 4 goes round in circles.
@@ -55,6 +60,44 @@ def test_an_item_of_several_rotations_is_one_and_right_only_if_all_are() -> None
     assert [row.text for row in found] == ["", '["3", "2 3"]', '["3", ""]', '["4 4 4", "2 3"]']
     assert len(session.batches) == 7
     assert found[1].token_ids == (3, 0)  # of the first, which distributions are compared along
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "left"),
+    [
+        ("It is red, as I see.\n</think>\n\nRed", True, "Red"),
+        ("<think>\nIs it red?\n</think>\n\nRed", False, "Red"),
+        ("Red, I think. No: blue", True, ""),  # cut off before it came to an answer
+        ("<think>\nRed", False, ""),
+        ("Red", False, "Red"),
+        (" 2 < 3", False, " 2 < 3"),
+        ("a</think>b</think>", True, "b</think>"),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(text: str, opened: bool, left: str) -> None:
+    assert after_thoughts(text, opened) == left
+
+
+def test_a_thinking_checkpoint_is_scored_without_its_thoughts(
+    micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its template, which opens them; the same words by the other template are the answer."""
+    template = ROOT / "tests" / "data" / "thinking_chat_template.jinja"
+    shutil.copytree(micro_checkpoint, tmp_path / "thinking")
+    shutil.copyfile(template, tmp_path / "thinking" / "chat_template.jinja")
+    said = Completion("Blue? No.\n</think>\n\nRed", (7, 8, 9), 5, 3, 1.0, "stop", 1.0, 1.0, 3.0)
+    monkeypatch.setattr("engines.generate.generate_batch", lambda session, processor, prompts, n: [said])
+    session: Any = TableSession(chain(SUCCESSORS))
+    turned = Item.make("t", [{"role": "user", "content": "?"}], '["A. Red"]', 0.0, "circular", ("??",))
+    for folder, text, correct in (
+        (tmp_path / "thinking", "Red", True),
+        (micro_checkpoint, "Blue? No.\n</think>\n\nRed", False),
+    ):
+        asked = {"max_tokens": 9, "batch_size": 1}
+        (found,) = evaluate(session, Processor.load(folder), [item("What colour?", "Red")], **asked)
+        assert (found.text, found.correct, found.token_ids) == (text, correct, (7, 8, 9))
+        (found,) = evaluate(session, Processor.load(folder), [turned], **asked)
+        assert found.text == json.dumps([text, text])
 
 
 def test_progress_counts_items() -> None:

@@ -101,8 +101,12 @@ def test_latency_of_several_with_ratio_to_the_first(
     assert [arm["path"] for arm in document["arms"]] == folders
     assert document["arms"][0]["e2e_ratio"] == {"estimate": 1.0, "low": 1.0, "high": 1.0}
     assert document["noise"]["low"] <= document["noise"]["estimate"] <= document["noise"]["high"]
-    assert [part["slice"] for part in document["arms"][1]["slices"]][:2] == ["all", "no image"]
+    slices = [part["slice"] for part in document["arms"][1]["slices"]]
+    assert slices[:2] == ["all", "no image"]
+    assert "load 0.5" in slices
     for arm in document["arms"]:
+        assert [found["load"] for found in arm["loads"]] == [0.25, 0.5]
+        assert all(found["e2e_ratio"] and found["noise"] for found in arm["loads"])
         assert arm["ttft_ms"]["p50"] <= arm["ttft_ms"]["p95"] <= arm["ttft_ms"]["p99"]
         assert arm["e2e_ratio"]["low"] <= arm["e2e_ratio"]["estimate"] <= arm["e2e_ratio"]["high"]
 
@@ -129,9 +133,10 @@ def test_compare_exits_by_verdict(
         document = last_line(capsys)
         assert document["verdict"] == verdict
         judged = Gate.model_validate({key: value for key, value in document.items() if key != "fidelity"})
-        metrics = [check.metric for check in judged.checks]
+        names = [check.name.partition(", context")[0] for check in judged.checks]
         latency = ["ttft_ms p50", "itl_ms p50", "e2e_latency_ms"]
-        assert metrics == ["accuracy", *latency, "bytes", "peak_memory_bytes", "memory_growth"]
+        latency += [f"{name}, load {load}" for load in (0.25, 0.5) for name in (latency[0], latency[2])]
+        assert names == ["accuracy", *latency, "bytes", "peak_memory_bytes", "memory_growth"]
         assert judged.baseline != judged.candidate
         assert document["fidelity"]["answer_flip_rate"] == (0.5 if candidate == "worse" else 0)
         assert main([*line, *SMALL, "--latency-ratio", "1000"]) == code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench.breakdown import breakdown, figure
@@ -28,6 +30,21 @@ def test_slices_by_image_prompt_and_batch() -> None:
     assert found["all"]["ttft_ms"] == pytest.approx({"p50": 20, "p95": 29, "p99": 29.8})
     assert found["all"]["prefill_ms"]["p50"] == 16
     assert found["4 together"]["e2e_latency_ms"]["p50"] == 44
+
+
+def test_every_load_has_its_slices_and_prefill_is_without_the_wait() -> None:
+    rows = [timing(10, 64), replace(timing(50, 64, 784), load=0.5, wait_ms=40.0)]
+    found = {part["slice"]: part for part in breakdown(rows)}
+    assert list(found) == [
+        "all",
+        "no image",
+        "prompt of 33–64 tokens",
+        "load 0.5",
+        "load 0.5, image of 513–1,024 patches",
+        "load 0.5, prompt of 33–64 tokens",
+    ]
+    assert (found["load 0.5"]["ttft_ms"]["p50"], found["load 0.5"]["prefill_ms"]["p50"]) == (50, 6)
+    assert found["all"]["ttft_ms"]["p50"] == 10
 
 
 def test_a_phase_that_was_not_measured_is_left_out() -> None:

@@ -168,12 +168,19 @@ def test_the_summary_tells_latency_by_phase_and_its_noise() -> None:
         "waivers": [],
         "observed": [dark],
         "slices": [],
-        "latency": [{"slice": "all", "n": 40, "ttft_ms": times}],
+        "latency": [
+            {"slice": "all", "n": 40, "ttft_ms": times},
+            {"slice": "image of 513–1,024 patches", "n": 9, "ttft_ms": times},
+            {"slice": "load 0.25", "n": 41, "ttft_ms": times},
+            {"slice": "load 0.25, no image", "n": 9, "ttft_ms": times},
+        ],
     }
     page = markdown({"model": "m", "verdict": "PASS", "sentence": "All of it.", "variants": [timed]})
     assert "| 0.500 (0.400 to 0.600), noise 0.980 to 1.030 |" in page
-    assert "| variant | ttft | vision | prefill | itl | e2e | n |" in page
-    assert "| `a` | 10 / 20 / 30 | - | - | - | - | 40 |" in page
+    assert "| variant | load | ttft | vision | prefill | itl | e2e | n |" in page
+    assert "| `a` | - | 10 / 20 / 30 | - | - | - | - | 40 |" in page
+    assert "| `a` | 0.25 | 10 / 20 / 30 | - | - | - | - | 41 |" in page
+    assert page.count("10 / 20 / 30") == 2
     assert "- `a` power: not readable on this machine" in page
 
 

@@ -196,12 +196,14 @@ def test_every_batch_of_every_arm_is_counted_in_the_latency() -> None:
     config, load = full_size(), Load(200, 256)
 
     def time(arms: list[str], *settings: str) -> float:
-        recipe = load_recipe("qwen3-vl-2b", overrides=["latency.warmup=1", *settings])
+        overrides = ["latency.warmup=1", "latency.rates=[]", *settings]
+        recipe = load_recipe("qwen3-vl-2b", overrides=overrides)
         return forecast.latency_seconds(config, recipe, MACHINE, load, arms)
 
     alone = time(["fp16"], "latency.batches=[1]")
     assert time(["fp16", "fp16"], "latency.batches=[1]") == pytest.approx(2 * alone)
     assert 1.2 * alone < time(["fp16"], "latency.batches=[1, 4]") < 2 * alone
+    assert 2.5 * alone < time(["fp16"], "latency.batches=[1]", "latency.rates=[0.2, 0.9]") < 3 * alone
 
 
 def test_the_requests_that_show_a_leak_are_counted() -> None:

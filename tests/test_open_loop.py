@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,11 +11,13 @@ import numpy as np
 import pytest
 
 from bench.__main__ import main
+from bench.arrivals import arrivals
 from bench.client import Load
 from bench.latency import AGAIN
-from bench.open_loop import Asked, Plan, arrivals, compare, drive, figures, ratio
-from tests.conftest import ROOT
+from bench.open_loop import Asked, Plan, Request, by_size, checks, compare, drive, figures, ratio
 from tests.http_server import answering
+
+QUESTION = Request(b"{}")
 
 
 class Server(ThreadingHTTPServer):
@@ -61,39 +61,24 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def test_the_schedule_is_the_same_bits_in_every_process() -> None:
-    code = "from bench.open_loop import arrivals; print(arrivals(3.0, 50, 7).tobytes().hex())"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == arrivals(3.0, 50, 7).tobytes().hex()
-    assert not np.array_equal(arrivals(3.0, 50, 8), arrivals(3.0, 50, 7))
-
-
-def test_arrivals_are_a_poisson_process() -> None:
-    """Gaps have mean and deviation 1 / rate; a lower rate is the same process more slowly."""
-    gaps = np.diff(arrivals(4.0, 20_000, 0))
-    assert gaps.mean() == pytest.approx(0.25, rel=0.03)
-    assert gaps.std() == pytest.approx(0.25, rel=0.03)
-    np.testing.assert_allclose(arrivals(2.0, 9, 5), 2 * arrivals(4.0, 9, 5))
-
-
 def test_nobody_waits_for_an_answer_before_asking() -> None:
     """A server that answers nobody before all five have asked: clients in a loop would wait for ever."""
     with answering(Server(together=5)) as server:
-        answers = drive(Load(server.url), [b"{}"] * 5, np.zeros(5))
+        answers = drive(Load(server.url), [Request(b"{}")] * 5, np.zeros(5))
     assert [answer.problem for answer in answers] == [""] * 5
 
 
 def test_an_answer_of_invisible_tokens_is_one() -> None:
     """A model that ends its answer and is not let: three tokens, and no word."""
     with answering(Server(silent=True)) as server:
-        (answer,) = drive(Load(server.url), [b"{}"], np.zeros(1))
+        (answer,) = drive(Load(server.url), [Request(b"{}")], np.zeros(1))
     assert (answer.problem, answer.tokens) == ("", 3)
     assert answer.due <= answer.sent < answer.first == answer.last
 
 
 def test_times_count_from_when_a_request_was_due() -> None:
     """By hand: a server stands still until 10 s; requests due at 0, 1, 2 and 3 s hear from it then."""
-    asked = [Asked(due, due + 0.002, False, 10.0, 12.0, 5) for due in (0.0, 1.0, 2.0, 3.0)]
+    asked = [Asked(due, due + 0.002, QUESTION, 10.0, 12.0, 5) for due in (0.0, 1.0, 2.0, 3.0)]
     found = figures(asked)
     assert found["ttft_ms"] == {"p50": 8000, "p95": 10_000, "p99": 10_000}
     assert found["e2e_latency_ms"]["p50"] == 10_000
@@ -102,8 +87,8 @@ def test_times_count_from_when_a_request_was_due() -> None:
 
 
 def test_what_was_never_answered_took_for_ever() -> None:
-    answered = [Asked(0.0, 0.0, False, 0.1, 0.2, 2) for _ in range(19)]
-    refused = [*answered, Asked(0.0, 0.0, False, problem="turned away")]
+    answered = [Asked(0.0, 0.0, QUESTION, 0.1, 0.2, 2) for _ in range(19)]
+    refused = [*answered, Asked(0.0, 0.0, QUESTION, problem="turned away")]
     found = figures(refused)
     assert found["e2e_latency_ms"] == pytest.approx({"p50": 200, "p95": 200, "p99": None})
     assert found["problems"] == {"turned away": 1}
@@ -111,17 +96,68 @@ def test_what_was_never_answered_took_for_ever() -> None:
 
 
 def test_ratios_are_request_by_request() -> None:
-    first = [[Asked(0.0, 0.0, False, i, 2.0 * i, 2) for i in range(1, 13)]]
-    other = [[Asked(0.0, 0.0, False, i, 3.0 * i, 2) for i in range(1, 13)]]
+    first = [[Asked(0.0, 0.0, QUESTION, i, 2.0 * i, 2) for i in range(1, 13)]]
+    other = [[Asked(0.0, 0.0, QUESTION, i, 3.0 * i, 2) for i in range(1, 13)]]
     found = ratio(first, other, "e2e_latency_ms")
     assert found
     assert (found.estimate, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
 
 
+def test_sizes_are_slices_and_the_same_for_all() -> None:
+    """By hand: pictures of two sizes and none, questions of up to 8 and of up to 16 words."""
+    shown = [(0, 5), (0, 16), (224, 9), (448, 8)]
+    asked = [Asked(0.0, 0.0, Request(b"", *sizes), 0.1, 0.2, 2) for sizes in shown]
+    assert {name: len(part) for name, part in by_size(asked).items()} == {
+        "no picture": 2,
+        "picture of 224 pixels": 1,
+        "picture of 448 pixels": 1,
+        "question of 5–8 words": 2,
+        "question of 9–16 words": 2,
+    }
+    plan = Plan(rates=(1000.0,), image_sizes=(16, 32), requests=30, rounds=1)
+    with answering(Server()) as server:
+        outcome = compare([server.url], Load(server.url, images=0.7), plan)
+    sizes = [[one.request.sizes for one in rounds[0]] for rounds in outcome.asked.values()]
+    assert all(each == sizes[0] for each in sizes)
+    assert {picture for picture, _ in sizes[0]} == {
+        "no picture",
+        "picture of 16 pixels",
+        "picture of 32 pixels",
+    }
+
+
+def answers(*seconds: float, n: int = 12) -> list[list[Asked]]:
+    """n requests whose answers take as long, one after the other in turn."""
+    return [[Asked(0.0, 0.0, QUESTION, s := seconds[i % len(seconds)], 2 * s, 3) for i in range(n)]]
+
+
+@pytest.mark.parametrize(
+    ("again", "other", "verdict"),
+    [
+        ((1.0,), (1.1,), "PASS"),
+        ((1.0,), (1.2,), "FAIL"),
+        ((1.2,), (1.2,), "INCONCLUSIVE"),  # the first server is as far from itself
+        ((0.7, 0.7, 1.4, 1.4), (1.0,), "INCONCLUSIVE"),
+    ],
+)
+def test_a_verdict_needs_a_first_server_that_is_like_itself(
+    again: tuple[float, ...], other: tuple[float, ...], verdict: str
+) -> None:
+    found = list(checks(answers(1.0), answers(*again), answers(*other), 0.5, 1.15))
+    assert [check.name for check in found] == ["ttft_ms p50, load 0.5", "e2e_latency_ms, load 0.5"]
+    assert {check.verdict for check in found} == {verdict}
+
+
+def test_what_is_left_unanswered_is_no_pass() -> None:
+    lost = [[*answers(0.1)[0][1:], Asked(0.0, 0.0, QUESTION, problem="turned away")]]
+    for first, other, verdict in ((answers(1.0), lost, "FAIL"), (lost, answers(1.0), "INCONCLUSIVE")):
+        assert {check.verdict for check in checks(first, first, other, 0.0, 1.15)} == {verdict}
+
+
 def test_all_servers_are_asked_the_same_and_nothing_twice() -> None:
-    plan = Plan(rates=(50.0, 100.0), requests=4, rounds=2, seed=3)
+    plan = Plan(rates=(50.0, 100.0), image_sizes=(32,), requests=4, rounds=2, seed=3)
     with answering(Server()) as one, answering(Server()) as two:
-        outcome = compare([one.url, two.url], Load(one.url, images=0.5, image_size=32), plan)
+        outcome = compare([one.url, two.url], Load(one.url, images=0.5), plan)
     assert set(outcome.asked) == {
         (rate, name) for rate in (0.0, 50.0, 100.0) for name in (one.url, one.url + AGAIN, two.url)
     }
@@ -155,9 +191,24 @@ def test_the_command_tells_what_was_turned_away(capsys: pytest.CaptureFixture[st
         assert loaded["e2e_latency_ms"]["p99"] is None
         assert loaded["e2e_ratio"] is None
         assert alone["noise"]["low"] <= alone["noise"]["high"]
-        assert set(loaded["slices"]) == {"without"}
+        assert (loaded["verdict"], loaded["checks"]) == (None, [])  # there is nobody to hold against it
+        assert "no picture" in loaded["slices"]
         assert main([*line, "--rates", "50"]) == 0
         assert "one by one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("limit", "code", "verdict"), [("1000", 0, "PASS"), ("0.000001", 3, "FAIL")])
+def test_the_exit_code_is_the_verdicts(
+    limit: str, code: int, verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(Server()) as one, answering(Server()) as two:
+        line = ["open-loop", one.url, two.url, "--requests", "8", "--rounds", "1", "--images", "0"]
+        assert main([*line, "--rates", "0.5", "--latency-ratio", limit, "--json"]) == code
+    said = capsys.readouterr()
+    document = json.loads(said.out.splitlines()[-1])
+    assert document["verdict"] == verdict
+    assert [row["verdict"] for row in document["rows"]] == [None, verdict] * 2
+    assert f"{two.url} at 0.5: e2e_latency_ms {verdict}" in said.err
 
 
 def test_a_server_that_fails_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bench.comparison import EXIT
 from bench.endurance.judge import excused, judge
 from bench.endurance.run import Plan, Run, endure
 from bench.router.servers import ROOT
 from bench.tables import show
-from bench.verdict import Check, Verdict
+from bench.verdict import EXIT, Check, Verdict
 from engines.artifact import MANIFEST
 from engines.errors import UserError
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engines.errors import UserError
+from engines.thoughts import thinking
 from serve.arm.answers import (
     AnswerMessage,
     Call,
@@ -33,7 +34,7 @@ from serve.arm.errors import ApiError
 from serve.arm.model import Model
 from serve.arm.output import Output, Piece
 from serve.arm.prompt import prepare
-from serve.arm.rules import constraint, rules, thinking
+from serve.arm.rules import constraint, rules
 from serve.arm.schema import ChatRequest
 from serve.arm.sequence import Answer, Token
 from serve.arm.turns import Client
@@ -145,7 +146,7 @@ async def begin(arm: Arm, model: Model, request: ChatRequest, client: Client) ->
     with ExitStack() as place:
         inputs, vision = await prepare(arm, model, request, client, place)
         base, processor = rules(model, request, inputs), model.processor
-        opened, forced = thinking(model, inputs), bool(request.forced_tools)
+        opened, forced = thinking(processor, inputs), bool(request.forced_tools)
         eos = () if request.ignore_eos else processor.config.eos_token_ids
         parts = []
         for number in range(request.n):

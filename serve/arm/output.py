@@ -9,7 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-THINK, THOUGHT = "<think>", "</think>"
+from engines.thoughts import THOUGHT
+
 CALL, CALLED = "<tool_call>", "</tool_call>"
 
 

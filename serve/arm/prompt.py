@@ -17,13 +17,13 @@ from PIL import Image
 from engines.errors import UserError
 from engines.onnx_vision import VisionTokens
 from engines.processor import Inputs
+from engines.thoughts import THOUGHT, thinking
 from serve.arm.arm import Arm
 from serve.arm.body import held
 from serve.arm.errors import ApiError
 from serve.arm.media import load, read_images, video_files
 from serve.arm.model import Model
-from serve.arm.output import CALL, THOUGHT
-from serve.arm.rules import thinking
+from serve.arm.output import CALL
 from serve.arm.schema import ChatRequest, ImagePart, Message, VideoPart
 from serve.arm.turns import Client
 
@@ -95,7 +95,7 @@ def _read(arm: Arm, model: Model, request: ChatRequest, images: list[bytes], vid
         except UserError as error:
             raise ApiError(400, str(error), param="messages") from None
     if request.forced_tools:  # the answer is the inside of a call: nothing else can follow, and no thoughts
-        opening = f"\n{THOUGHT}\n\n{CALL}\n" if thinking(model, inputs) else f"{CALL}\n"
+        opening = f"\n{THOUGHT}\n\n{CALL}\n" if thinking(model.processor, inputs) else f"{CALL}\n"
         inputs = inputs.extend(model.processor.tokenizer.encode(opening, add_special_tokens=False).ids)
     return inputs
 

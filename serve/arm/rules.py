@@ -11,19 +11,13 @@ from engines.errors import UserError
 from engines.penalties import Penalties
 from engines.processor import Inputs
 from engines.sampling import Sampling
+from engines.thoughts import THOUGHT, thinking
 from serve.arm.errors import ApiError
 from serve.arm.model import Model
-from serve.arm.output import THINK, THOUGHT
 from serve.arm.schema import ChatRequest, JsonFormat, SchemaFormat, Tool
 from serve.arm.sequence import Rules
 
 T = TypeVar("T")
-
-
-def thinking(model: Model, inputs: Inputs) -> bool:
-    """Whether the template has opened the answer's thoughts, as that of a Thinking checkpoint does."""
-    end = model.processor.decode(inputs.input_ids[-16:], skip_special_tokens=False)
-    return end.rstrip().endswith(THINK)
 
 
 def rules(model: Model, request: ChatRequest, inputs: Inputs) -> Rules:
@@ -43,7 +37,7 @@ def rules(model: Model, request: ChatRequest, inputs: Inputs) -> Rules:
     if beyond := [token for token in bias if not 0 <= token < vocabulary]:
         raise ApiError(400, f"logit_bias names token {beyond[0]} of {vocabulary}", param="logit_bias")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    opened = thinking(model, inputs)
+    opened = thinking(model.processor, inputs)
     return Rules(
         max_tokens=asked or room,
         sampling=sampling(request, model.defaults),
