@@ -7,17 +7,13 @@ at full size are in docs/log.md. ``plan`` prints them; the gate never uses them.
 
 from __future__ import annotations
 
-import hashlib
-import statistics
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-import numpy as np
-
 from bench.resources import DECODED, IMAGE_SIDE, REQUESTS, SHORT, WARMUP
+from build.rates import Machine
 from build.recipe import BASELINES, KINDS, Recipe
 from build.stages import CACHE_SAMPLES
 from engines.config import ModelConfig
@@ -47,15 +43,6 @@ TRANSFORMERS_INT4 = Runtime(425_000_000, 16.0, prefill=0.6, decode=0.05, call_se
 ONNX_DENSE = Runtime(95_000_000, 4.0, prefill=0.7, decode=0.15, call_seconds=10e-6)
 TENSORRT = Runtime(500_000_000, 5.0, prefill=1.0, decode=1.0, call_seconds=10e-6)  # never run: a guess
 ONNX_INT4 = Runtime(95_000_000, 6.0, prefill=0.85, decode=0.45, call_seconds=10e-6)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What was measured here: fp32 operations a second of matrix products, bytes a second read and hashed."""
-
-    flops: float
-    read: float
-    hashed: float
 
 
 @dataclass(frozen=True)
@@ -288,26 +275,3 @@ def latency_seconds(
         )
         for arm in arms
     )
-
-
-def measure_machine() -> Machine:
-    """Rates that this machine keeps up, not its best moments; some four seconds in all."""
-    a = np.ones((1536, 1536), np.float32)
-    wide = np.ones((8192, 8192), np.float32)  # 256 MB: no cache holds it
-    vector = np.ones(8192, np.float32)
-    data = bytes(1 << 24)
-    return Machine(
-        flops=2 * 1536**3 / _typical(lambda: a @ a, 2.5),
-        read=wide.nbytes / _typical(lambda: wide @ vector, 0.5),
-        hashed=len(data) / _typical(lambda: hashlib.sha256(data), 0.5),
-    )
-
-
-def _typical(work: Callable[[], object], seconds: float) -> float:
-    """The median time of `work`, done over and over for so long."""
-    times: list[float] = []
-    while sum(times) < seconds:
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)

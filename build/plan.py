@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.suites.catalogue import load_suite
-from build import forecast, shared, stages
+from build import forecast, rates, shared, stages
 from build.console import Console
 from build.measuring import SHARD
 from build.pipeline import make
@@ -65,7 +65,7 @@ def plan(recipe: Recipe, source: Source, store: Store, out: Path, memory: int) -
     planner = Planner(store)
     built = make(recipe, source, planner, Console())
     config, group = ModelConfig.load(source.path), recipe.quantize.group_size
-    machine = forecast.measure_machine()
+    machine = rates.measure()
     asked, seen = _loads(recipe, source)
     steps: list[dict[str, Any]] = []
     for work, entry in planner.planned:

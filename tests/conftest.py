@@ -47,7 +47,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring this machine takes seconds, and few tests ask how fast it is."""
-    from build.forecast import Machine
+    from build.rates import Machine
     from build.select import devices
 
     monkeypatch.setattr(devices, "_measured", lambda: Machine(flops=1e11, read=2e10, hashed=1e9))

@@ -12,9 +12,10 @@ import torch
 
 from bench.resources import DECODED, REQUESTS, WARMUP
 from bench.shape import SHAPES
-from build import forecast
+from build import forecast, rates
 from build.__main__ import main
-from build.forecast import Load, Machine, disk_bytes, kv_bytes_per_token, longest_context, memory_bytes
+from build.forecast import Load, disk_bytes, kv_bytes_per_token, longest_context, memory_bytes
+from build.rates import Machine
 from build.recipe import KINDS, load_recipe
 from build.stages import CACHE_SAMPLES
 from engines.checkpoint import Checkpoint, expected_tensors
@@ -237,7 +238,7 @@ def test_with_its_gpu_a_variant_is_measured_beside_the_baseline_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("build.place.find_gpu", lambda: Gpu("RTX 4090 D", "sm89", 24 << 30, "580"))
-    monkeypatch.setattr(forecast, "measure_machine", lambda: MACHINE)
+    monkeypatch.setattr(rates, "measure", lambda: MACHINE)
     main(["plan", "--json", "--out", str(tmp_path), "--set", "variants=[fp16, onnx-fp16, trt-fp16-sm89]"])
     steps = json.loads(capsys.readouterr().out)["steps"]
     measured = [step["name"] for step in steps if step["stage"] == "memory"]

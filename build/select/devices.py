@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from build import forecast
+from build import rates
+from build.rates import Machine
 from build.store import processor_name
 from engines.device import available_memory, find_gpu
 from engines.engine_files import RTX, TENSORRT, Runtime
@@ -51,11 +52,11 @@ class Device:
         """The TensorRT that engines for it are of."""
         return TARGETS[self.architecture].runtime if self.architecture in TARGETS else RTX
 
-    def machine(self) -> forecast.Machine:
+    def machine(self) -> Machine:
         """Its rates for a forecast; those of this machine are measured when first asked for."""
         if self.rates is None:
             return _measured()
-        return forecast.Machine(flops=self.rates[1], read=self.rates[0], hashed=1e9)
+        return Machine(flops=self.rates[1], read=self.rates[0], hashed=1e9)
 
     def __str__(self) -> str:
         facts = [self.architecture, *self.features]
@@ -184,4 +185,4 @@ def _version(package: str) -> str | None:
         return None
 
 
-_measured = functools.cache(forecast.measure_machine)
+_measured = functools.cache(rates.measure)
