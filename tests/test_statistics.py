@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -109,6 +111,8 @@ def test_clopper_and_pearson_by_hand() -> None:
     """The same table: 81 of 263 is 0.2527 to 0.3676; and 0 of 10 ends where (1 - p)^10 is 2.5 %."""
     interval = exact_interval(81, 263)
     assert (interval.estimate, round(interval.low, 4), round(interval.high, 4)) == (81 / 263, 0.2527, 0.3676)
+    with pytest.raises(FrozenInstanceError):
+        interval.low = 0.0
     assert exact_interval(0, 10) == Interval(0.0, 0.0, pytest.approx(1 - 0.025**0.1))
 
 
