@@ -47,7 +47,7 @@ TESTS = {
     "engines.packing": "packing",
     "serve.router.policy": "policy assignment reference",
     "serve.router.assignment": "assignment policy",
-    "build.store": "store",
+    "build.store": "store shared",
 }
 OURS = {"bench", "build", "engines", "quantize", "serve", "tests", "conftest"}
 # Read by type checkers alone.
