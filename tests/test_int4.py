@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import ml_dtypes
@@ -59,6 +60,8 @@ def test_every_column_may_have_a_scale_and_equal_weights_are_two() -> None:
     each, other = (Int4(GOOD["codes"], np.ones((2, 8), np.float32), group_size=1) for _ in range(2))
     np.testing.assert_array_equal(each.dequantize(), np.full((2, 8), -8))
     assert len({each, other}) == 2
+    with pytest.raises(FrozenInstanceError):
+        each.group_size = 2
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])

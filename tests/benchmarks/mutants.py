@@ -47,20 +47,11 @@ TESTS = {
     "engines.packing": "packing",
     "serve.router.policy": "policy assignment reference",
     "serve.router.assignment": "assignment policy",
-    "build.store": "store",
+    "build.store": "store shared",
 }
 OURS = {"bench", "build", "engines", "quantize", "serve", "tests", "conftest"}
-UNREAD = {
-    "__all__",
-    "W",
-    "Array",
-    "Fields",
-    "Answers",
-    "Place",
-    "Matcher",
-    "Figure",
-    "Run",
-}  # by type checkers only
+# Read by type checkers alone.
+UNREAD = {"__all__", "W", "Array", "Fields", "Answers", "Place", "Matcher", "Figure", "Run"}
 SLOWEST_S = 2.0  # of a test
 CPU_S = 60  # of a mutant: more is a loop without end
 WAIT_S = 300  # of a mutant: more waits for what does not come
