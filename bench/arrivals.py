@@ -1,15 +1,17 @@
 """Requests that arrive when a schedule says, whoever is still unanswered: an open loop.
 
 Here on an arm that answers one at a time, first come first served. Every request is really answered, in the
-order of its arrival and without another arm in between; while nobody waits the clock is put forward to the
-next arrival (D. Lindley, Proc. Cambridge Phil. Soc. 48 (1952) 277-289), so a low rate takes no longer than a
-high one. What a server makes of many at once `bench open-loop` measures, by the clock on the wall.
+order of its arrival. The arms take turns at each, so that what disturbs the machine meets all alike, and an
+arm's clock runs only while it answers: then it goes on, or forward to the next arrival (D. Lindley, Proc.
+Cambridge Phil. Soc. 48 (1952) 277-289), so a low rate takes no longer than a high one. What a server makes of
+many at once `bench open-loop` measures, by the clock on the wall.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,7 +46,7 @@ def under_load(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Timing]:
-    """The same arrivals at every arm in turn, at fractions of what the first answers in a second.
+    """The same arrivals at every arm, at fractions of what the first answers in a second.
 
     alone: what each request took by itself, which tells that. Times count from when a request was due.
     While what was timed is not `steady`, all is repeated, up to `most_repeats`.
@@ -55,11 +57,17 @@ def under_load(
     with no_garbage_collection():
         while rates:
             total = len(timings) + len(rates) * repeats * len(arms) * len(requests)
-            for place, repeat, arm in order(list(arms), len(rates), repeats):
-                due = arrivals(rates[place] * capacity, len(requests), seed)
-                time.sleep(latency.SETTLE_S)
-                for timing in _visit(arm, arms[arm], requests, due, output_tokens):
-                    timings.append(replace(timing, repeat=done + repeat, load=rates[place]))
+            for rate in rates:
+                due = arrivals(rate * capacity, len(requests), seed).tolist()
+                free: Counter[tuple[str, int]] = Counter()  # seconds at which an arm has answered all before
+                for number, repeat, arm in order(list(arms), len(requests), repeats):
+                    time.sleep(latency.SETTLE_S)
+                    prompts = [requests[number]]
+                    stamps = arms[arm](prompts, output_tokens)
+                    timing = answered(arm, number, done + repeat, prompts, stamps)
+                    began = max(due[number], free[arm, repeat])
+                    free[arm, repeat] = began + timing.e2e_latency_ms / 1e3
+                    timings.append(_waited(timing, rate, 1e3 * (began - due[number])))
                     if progress:
                         progress(len(timings), total)
             done += repeats
@@ -68,22 +76,15 @@ def under_load(
     return timings
 
 
-def _visit(
-    name: str, arm: Arm, requests: Sequence[Inputs], due: Array, output_tokens: int
-) -> Iterator[Timing]:
-    """Every request once, by a clock that begins with the schedule."""
-    free = 0.0
-    for number, (prompt, arrived) in enumerate(zip(requests, due.tolist(), strict=True)):
-        began = max(arrived, free)
-        timing = answered(name, number, 0, [prompt], arm([prompt], output_tokens))
-        free = began + timing.e2e_latency_ms / 1e3
-        yield _waited(timing, 1e3 * (began - arrived))
-
-
-def _waited(timing: Timing, wait: float) -> Timing:
+def _waited(timing: Timing, load: float, wait: float) -> Timing:
     """The same answer to one who came `wait` ms before it began."""
     e2e = wait + timing.e2e_latency_ms
     pace = timing.output_tokens_per_s * timing.e2e_latency_ms / e2e
     return replace(
-        timing, wait_ms=wait, ttft_ms=wait + timing.ttft_ms, e2e_latency_ms=e2e, output_tokens_per_s=pace
+        timing,
+        load=load,
+        wait_ms=wait,
+        ttft_ms=wait + timing.ttft_ms,
+        e2e_latency_ms=e2e,
+        output_tokens_per_s=pace,
     )
