@@ -151,7 +151,7 @@ def _parse(line: str) -> Item:
     if isinstance(guess, bool) or not isinstance(guess, int | float) or not 0 <= guess <= 1:
         raise UserError(f"'guess' is {guess!r:.40}; expected a probability between 0 and 1")
     metric = record.get("metric", "exact")
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise UserError(f"'metric' is {metric!r:.40}; expected one of {', '.join(METRICS)}")
     rotations = record.get("rotations", [])
     if not isinstance(rotations, list) or not all(isinstance(text, str) for text in rotations):

@@ -140,8 +140,8 @@ def _read_template(directory: Path, tokenizer_config: dict[str, Any]) -> str:
     path = directory / "chat_template.json"
     template = (read_json(path) if path.is_file() else tokenizer_config).get("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
     if not isinstance(template, str):
         raise UserError(
             f"{directory} has no chat template: expected chat_template.jinja or chat_template.json"

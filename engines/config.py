@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from math import isqrt
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from engines.errors import UserError
 
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
+Layers = Annotated[int, Field(gt=0, le=1000)]  # every one of them is looked for
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -37,7 +47,7 @@ def validation_message(error: ValidationError) -> str:
 
 class _Section(BaseModel):
     # Extra keys are allowed: config.json carries training-time settings that change nothing here.
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class TextConfig(_Section):
@@ -46,7 +56,7 @@ class TextConfig(_Section):
     vocab_size: PositiveInt
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
+    num_hidden_layers: Layers
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt
     head_dim: PositiveInt = 128
@@ -66,9 +76,7 @@ class TextConfig(_Section):
         """transformers 5 writes rope_parameters; the published checkpoints rope_theta beside rope_scaling."""
         if not isinstance(data, dict):
             return data
-        rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            raise ValueError("rope_parameters is not an object")
+        rope = _object(data, "rope_parameters") or _object(data, "rope_scaling")
         rope = {"rope_type": rope["type"], **rope} if "type" in rope else rope
         names = ("rope_theta", "rope_type", "mrope_section", "mrope_interleaved")
         return {**data, **{name: rope[name] for name in names if name in rope}}
@@ -82,7 +90,7 @@ class TextConfig(_Section):
             )
         if 2 * sum(self.mrope_section) != self.head_dim:
             raise ValueError(
-                f"mrope_section {self.mrope_section} does not add up to head_dim / 2 = {self.head_dim / 2:g}"
+                f"mrope_section {self.mrope_section} does not add up to half of head_dim {self.head_dim}"
             )
         return self
 
@@ -90,7 +98,7 @@ class TextConfig(_Section):
 class VisionConfig(_Section):
     """The vision tower."""
 
-    depth: PositiveInt
+    depth: Layers
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
     num_heads: PositiveInt
@@ -108,8 +116,10 @@ class VisionConfig(_Section):
     @classmethod
     def _flatten_rope(cls, data: Any) -> Any:
         """transformers 5 writes rope_parameters; the published checkpoints say nothing of the base."""
-        rope = data.get("rope_parameters") if isinstance(data, dict) else None
-        return {**data, "rope_theta": rope["rope_theta"]} if rope and "rope_theta" in rope else data
+        if not isinstance(data, dict):
+            return data
+        rope = _object(data, "rope_parameters")
+        return {**data, "rope_theta": rope["rope_theta"]} if "rope_theta" in rope else data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -117,7 +127,7 @@ class VisionConfig(_Section):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
             )
-        if round(self.num_position_embeddings**0.5) ** 2 != self.num_position_embeddings:
+        if isqrt(self.num_position_embeddings) ** 2 != self.num_position_embeddings:
             raise ValueError(f"num_position_embeddings {self.num_position_embeddings} is not a square")
         if any(not 0 <= index < self.depth for index in self.deepstack_visual_indexes):
             raise ValueError(
@@ -149,7 +159,8 @@ class ModelConfig(_Section):
         if not directory.is_dir():
             raise UserError(f"{directory} is not a folder: expected a checkpoint in the Hugging Face layout")
         data = read_json(directory / "config.json")
-        architectures = data.get("architectures") or [data.get("model_type", "none named")]
+        found = data.get("architectures") or [data.get("model_type", "none named")]
+        architectures = found if isinstance(found, list) else [found]
         if ARCHITECTURE not in architectures and architectures != ["qwen3_vl"]:
             raise UserError(
                 f"{directory / 'config.json'} describes {', '.join(map(str, architectures))}: "
@@ -175,6 +186,14 @@ class ModelConfig(_Section):
         if len(self.vision.deepstack_visual_indexes) > self.text.num_hidden_layers:
             raise ValueError("there are more deepstack_visual_indexes than decoder layers")
         return self
+
+
+def _object(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object of that name; empty where there is none, ValueError where it is something else."""
+    value = data.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is not an object")
+    return value or {}
 
 
 def _eos_token_ids(directory: Path, data: dict[str, Any], text: dict[str, Any]) -> Any:

@@ -10,32 +10,34 @@ import binascii
 import io
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from engines.errors import UserError
 
 MAX_ASPECT_RATIO = 200
 Grid = tuple[int, int, int]
 Triple = tuple[float, float, float]
+PositiveTriple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+Pixels = Annotated[int, Field(gt=0, le=1 << 31)]
 
 
 class ImageConfig(BaseModel):
     """preprocessor_config.json. Defaults are the reference class's."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     patch_size: PositiveInt = 14
     temporal_patch_size: PositiveInt = 2
     merge_size: PositiveInt = 2
-    min_pixels: PositiveInt = 56 * 56
-    max_pixels: PositiveInt = 28 * 28 * 1280
+    min_pixels: Pixels = 56 * 56
+    max_pixels: Pixels = 28 * 28 * 1280
     image_mean: Triple = (0.48145466, 0.4578275, 0.40821073)
-    image_std: Triple = (0.26862954, 0.26130258, 0.27577711)
+    image_std: PositiveTriple = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: PositiveFloat = 1 / 255
     # Named so that a configuration asking for anything else is refused.
     resample: Literal[3] = 3  # Pillow's BICUBIC

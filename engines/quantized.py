@@ -35,21 +35,23 @@ class Quantization:
     eight_bit: tuple[str, ...] = ()  # regular expressions of the linears that have 8 bits instead of 4
 
     @classmethod
-    def parse(cls, data: dict[str, Any]) -> Quantization:
+    def parse(cls, data: Any) -> Quantization:
         """UserError for anything but weight-only symmetric 4-bit integers in one of the three layouts; of
         compressed-tensors some linears may have 8 bits."""
+        if not isinstance(data, dict):
+            raise UserError(f"quantization_config is {data!r:.40}, expected an object")
         method = data.get("quant_method")
         if method == "compressed-tensors":
             group_size, eight_bit = _compressed_tensors_groups(data)
             return cls(method, group_size, eight_bit=eight_bit)
-        if method not in PARTS:
+        if not isinstance(method, str) or method not in PARTS:
             raise UserError(
                 f"quantization_config: quant_method {method!r}, expected one of {', '.join(PARTS)}"
             )
         if data.get("bits") != 4:
             raise UserError(f"quantization_config: {data.get('bits')} bits, only 4 are supported")
         if method == "gptq":
-            checkpoint_format = data.get("checkpoint_format", "gptq")
+            checkpoint_format = str(data.get("checkpoint_format", "gptq"))
             if not data.get("sym", True) or checkpoint_format not in GPTQ_STORED_ZERO:
                 raise UserError(
                     f"quantization_config: sym={data.get('sym')}, checkpoint_format={checkpoint_format!r}: "
@@ -120,23 +122,34 @@ def _compressed_tensors_groups(data: dict[str, Any]) -> tuple[int | None, tuple[
     sizes: dict[int, int | None] = {}
     eight_bit: tuple[str, ...] = ()
     for entry in entries.values():
-        weights = entry.get("weights") or {}
+        weights = entry.get("weights") if isinstance(entry, dict) else None
+        if not isinstance(weights, dict):
+            raise UserError("quantization_config: an entry of config_groups says nothing of weights")
         bits, kind = weights.get("num_bits"), weights.get("type", "int")
         symmetric = weights.get("symmetric", True)
-        if bits in sizes or bits not in (4, 8) or kind != "int" or not symmetric:
+        if bits not in (4, 8) or bits in sizes or kind != "int" or not symmetric:
             raise UserError(_unsupported(f"{bits} bits, type {kind}, symmetric={symmetric}"))
         if entry.get("input_activations") or entry.get("output_activations"):
             raise UserError("quantization_config quantizes activations: only weight-only is supported")
         sizes[bits] = _group_size(weights.get("group_size"))
         if bits == 8:
-            eight_bit = tuple(str(target) for target in entry.get("targets") or ["nothing"])
+            targets = entry.get("targets") or ["nothing"]
+            eight_bit = tuple(map(str, targets if isinstance(targets, list) else [targets]))
     if 4 not in sizes or len(set(sizes.values())) > 1:
         raise UserError(
             _unsupported(f"{', '.join(map(str, sizes))} bits in groups of {list(sizes.values())}")
         )
     if not all(target.startswith("re:") for target in eight_bit):
         raise UserError(f"quantization_config: 8 bits for {eight_bit}, expected re:PATTERN of linears' names")
-    return sizes[4], tuple(target.removeprefix("re:") for target in eight_bit)
+    patterns = tuple(target.removeprefix("re:") for target in eight_bit)
+    try:
+        for pattern in patterns:
+            re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(
+            f"quantization_config: 8 bits for {eight_bit}, which is no pattern: {error}"
+        ) from None
+    return sizes[4], patterns
 
 
 def _unsupported(found: str) -> str:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from engines.bounded_memory import empty_cache, in_chunks
 from engines.cache import Cache, check_prefill
 from engines.checkpoint import Checkpoint
-from engines.errors import UserError
+from engines.errors import UserError, reason
 from engines.processor import Inputs
 from engines.weights import assign
 
@@ -144,9 +144,15 @@ def _media(prompts: Sequence[Inputs]) -> dict[str, torch.Tensor]:
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Any:
     with _quiet():
-        config = Qwen3VLConfig.from_pretrained(checkpoint.path, local_files_only=True)
-        with torch.device("meta"):
-            model = Qwen3VLForConditionalGeneration(config)
+        try:
+            config = Qwen3VLConfig.from_pretrained(checkpoint.path, local_files_only=True)
+            with torch.device("meta"):
+                model = Qwen3VLForConditionalGeneration(config)
+        except Exception as error:  # it takes config.json's word for all that we do not read
+            if reason(error):
+                raise
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"{checkpoint.path / 'config.json'}: transformers refuses it, {found}") from None
     assign(model, checkpoint, dtype)
     text = model.model.language_model
     text.forward = in_chunks(text.forward)

@@ -8,26 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from engines.errors import UserError
-from engines.images import Grid, ImageConfig, Triple, check_aspect_ratio, fit, load_image, patchify, resize
+from engines.images import (
+    Grid,
+    ImageConfig,
+    Pixels,
+    PositiveTriple,
+    Triple,
+    check_aspect_ratio,
+    fit,
+    load_image,
+    patchify,
+    resize,
+)
 
 
 class VideoConfig(ImageConfig):
     """video_preprocessor_config.json. Defaults are the reference class's."""
 
     patch_size: PositiveInt = 16
-    min_pixels: PositiveInt = 128 * 32 * 32
-    max_pixels: PositiveInt = 32 * 32 * 768
+    min_pixels: Pixels = 128 * 32 * 32
+    max_pixels: Pixels = 32 * 32 * 768
     image_mean: Triple = (0.5, 0.5, 0.5)
-    image_std: Triple = (0.5, 0.5, 0.5)
-    fps: PositiveFloat = 2
+    image_std: PositiveTriple = (0.5, 0.5, 0.5)
+    fps: Annotated[float, Field(gt=0, le=1000)] = 2
     min_frames: PositiveInt = 4
     max_frames: PositiveInt = 768
     cap_pixels_per_frame: bool = False

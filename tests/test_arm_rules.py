@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from engines.penalties import Penalties
 from engines.processor import Processor
 from engines.sampling import Sampling
 from serve.arm.errors import ApiError
+from serve.arm.model import sampling_defaults
 from serve.arm.rules import call_schema, rules
 from serve.arm.schema import ChatRequest, Tool
 from serve.arm.sequence import Rules
@@ -31,6 +33,30 @@ def made(processor: Processor, **fields: Any) -> Rules:
     request = ChatRequest.model_validate({"messages": messages, "seed": 7, **fields})
     model: Any = SimpleNamespace(processor=processor, slots=SimpleNamespace(capacity=100), defaults=OWN)
     return rules(model, request, processor(messages))
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"temperature": "hot"}, r"generation_config.json: temperature: Input should be a valid number"),
+        ({"do_sample": "no"}, r"do_sample: .*boolean"),
+        ({"top_k": 2.5}, r"top_k: .*integer"),
+        ({"top_p": 7}, r"generation_config.json: top_p is 7.0: expected above 0"),
+        ({"repetition_penalty": float("nan")}, r"repetition_penalty is nan: expected 0.01 to 100"),
+    ],
+)
+def test_nobody_samples_by_what_is_no_number(own: dict[str, Any], says: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(own))
+    with pytest.raises(UserError, match=says):
+        sampling_defaults(tmp_path)
+
+
+def test_a_checkpoint_samples_its_own_way(tmp_path: Path) -> None:
+    assert sampling_defaults(tmp_path) == {"temperature": 1.0}
+    (tmp_path / "generation_config.json").write_text(json.dumps(OWN | {"do_sample": True, "top_k": -1}))
+    assert sampling_defaults(tmp_path) == OWN | {"top_k": -1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(OWN | {"do_sample": False}))
+    assert sampling_defaults(tmp_path) == {"temperature": 0.0}
 
 
 def test_every_field_has_its_rule(processor: Processor) -> None:

@@ -89,6 +89,17 @@ def test_a_refused_change_changes_nothing(change: tuple[str, str], tmp_path: Pat
     run(test())
 
 
+@pytest.mark.parametrize("to", ['"²"', '"' + "9" * 5000 + '"', "[" * 100_000, "NaN", "true"])
+def test_what_is_no_version_is_answered(to: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with scripted_arm(answers(b"a")) as a, routing(tmp_path, policy_text(a)) as router:
+            answer = await admin(router.admin_port, "POST", "/rollback", f'{{"to": {to}}}'.encode())
+            assert answer.status == 400
+            assert len(json.loads(answer.body)["error"]["message"]) < 100
+
+    run(test())
+
+
 def test_a_full_disk_keeps_the_old_policy(tmp_path: Path) -> None:
     async def test() -> None:
         async with scripted_arm(answers(b"a")) as a:

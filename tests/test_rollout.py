@@ -362,6 +362,7 @@ FAILED = [{"metric": "accuracy", "verdict": "FAIL"}]
         ({"checks": FAILED}, "not of accuracy"),
         ({"checks": FAILED, "waivers": [{"check": "accuracy"}]}, None),
         ({"checks": 1}, "cannot be read"),
+        ({"checks": [{"metric": metric, "verdict": "FAIL"} for metric in ([], 7)]}, "not of 7, []"),
         ({"candidate": "sha256:other"}, "is of sha256:other"),
     ],
 )

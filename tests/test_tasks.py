@@ -107,6 +107,7 @@ GOOD = {"task": "t", "messages": [{"role": "user", "content": "?"}], "answer": "
         ("[1]", "found list"),
         (json.dumps({**GOOD, "answer": 7}), "'answer' is 7"),
         (json.dumps({**GOOD, "guess": 1.5}), "probability"),
+        (json.dumps({**GOOD, "metric": []}), "'metric' is []"),
         (json.dumps({**GOOD, "id": "0" * 64}), "does not match the content"),
         (json.dumps({**GOOD, "messages": ["hi"]}), "'content'"),
         (json.dumps({**GOOD, "messages": ask({"type": "audio"})}), "type 'audio'"),

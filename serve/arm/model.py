@@ -10,8 +10,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from engines.artifact import MANIFEST, Manifest, hash_file
-from engines.config import ModelConfig, read_json
+from engines.config import ModelConfig, read_json, validation_message
 from engines.constraint import Grammar
 from engines.device import available_memory
 from engines.engine_files import ENGINE_FACTS
@@ -19,7 +21,9 @@ from engines.errors import UserError
 from engines.one_slot import OneSlot
 from engines.onnx_files import DECODER
 from engines.onnx_session import OnnxSession
+from engines.penalties import Penalties
 from engines.processor import Processor
+from engines.sampling import Sampling
 from engines.self_test import LENGTH, Reference, digest, question
 from engines.session import open_session
 from engines.slots import OnnxSlots, Slots
@@ -143,11 +147,34 @@ def check_side_files(directory: Path) -> None:
             )
 
 
+class _GenerationConfig(BaseModel):
+    """What is read of it; numbers have the ranges that a request's have."""
+
+    model_config = ConfigDict(strict=True)
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
 def sampling_defaults(directory: Path) -> dict[str, Any]:
-    """What generation_config.json says of sampling; without a word of it OpenAI's temperature of 1."""
+    """What generation_config.json says of sampling; without a word of it OpenAI's temperature of 1.
+
+    UserError for what nothing could be sampled by.
+    """
     path = directory / "generation_config.json"
-    found = read_json(path) if path.exists() else {}
-    if found.get("do_sample") is False:
+    try:
+        found = _GenerationConfig.model_validate(read_json(path) if path.exists() else {})
+    except ValidationError as error:
+        raise UserError(f"{path}: {validation_message(error)}") from None
+    if found.do_sample is False:
         return {"temperature": 0.0}
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    return {"temperature": 1.0} | {name: found[name] for name in names if found.get(name) is not None}
+    defaults = {"temperature": 1.0} | found.model_dump(exclude_none=True, exclude={"do_sample"})
+    try:
+        Sampling(defaults["temperature"], defaults.get("top_p", 1.0), min_p=defaults.get("min_p", 0.0))
+        Penalties(repetition=defaults.get("repetition_penalty", 1.0))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return defaults

@@ -30,8 +30,8 @@ def refusal(policy: Policy) -> str | None:
         content = file.read_bytes()
         gate = json.loads(content)
         verdict, judged = gate["verdict"], gate["candidate"]
-        bad = [check["metric"] for check in gate["checks"] if check["verdict"] != "PASS"]
-        waived = [waiver["check"] for waiver in gate["waivers"]]
+        bad = {str(check["metric"]) for check in gate["checks"] if check["verdict"] != "PASS"}
+        waived = {str(waiver["check"]) for waiver in gate["waivers"]}
     except UserError as error:
         return f"100 % needs a gate inside its artifact; {error}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -44,6 +44,6 @@ def refusal(policy: Policy) -> str | None:
         return f"100 % needs the gate of what {plan.arm} serves; {file} is of {judged}"
     if verdict != "PASS":
         return f"100 % needs a gate that passed; {file} says {verdict}"
-    if unwaived := sorted(set(bad) - set(waived)):
+    if unwaived := sorted(bad - waived):
         return f"100 % needs a gate that passed; {file} says so, but not of {', '.join(unwaived)}"
     return None

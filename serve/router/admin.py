@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
@@ -168,7 +169,7 @@ def _to(body: bytes, what: str) -> object:
         return None
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or document.keys() != {"to"}:
         raise RefusedError(400, f'expected no body, or {{"to": {what}}}')
@@ -189,8 +190,8 @@ def _percent(body: bytes) -> Decimal | None:
 
 def _number(found: object, what: str) -> int:
     text = str(found).strip('"')
-    if not text.isdigit():
-        raise RefusedError(400, f"{what} is {found!r}, expected a version's number")
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise RefusedError(400, f"{what} is {found!r:.40}, expected a version's number")
     return int(text)
 
 

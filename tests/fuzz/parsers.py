@@ -6,29 +6,47 @@ import json
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+
+from bench.history.runs import read_history
 from bench.scoring import METRICS, score
 from bench.tasks import read_items
 from build.recipe import load_recipe
 from build.release import modelpack
 from build.release.reference import Reference
 from engines import self_test
-from engines.artifact import Manifest
+from engines.artifact import Manifest, hash_file
 from engines.chat import ChatTemplate, split_media
 from engines.checkpoint import INDEX, SINGLE, Checkpoint
-from engines.config import ModelConfig
+from engines.config import ModelConfig, read_json
+from engines.constraint import Grammar
 from engines.engine_files import ENGINE_FACTS, EngineFacts
 from engines.errors import UserError
 from engines.images import load_image
 from engines.processor import Processor
+from engines.quantized import Quantization
 from engines.safetensors import read_safetensors
 from engines.videos import VideoConfig, prepare_video
 from quantize.calibration import read_samples
+from serve.arm.errors import ApiError
+from serve.arm.model import sampling_defaults
 from serve.arm.output import Output
+from serve.arm.prompt import plain
+from serve.arm.rules import constraint, sampling
+from serve.arm.schema import ChatRequest
+from serve.report.lines import read_logs
+from serve.rollout.gate import NAME, refusal
 from serve.router.reading import parse_policy
 from serve.router.versions import read_texts
+from tests.fuzz.wires import administered, answered, asked
+from tests.test_policy import SMALLEST
 
 CHECKPOINT = Path(__file__).parents[2] / "bench" / "micro" / "checkpoint"
 MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
@@ -109,11 +127,48 @@ def audit(content: bytes) -> None:
     read_texts(scratch())
 
 
+def chat_request(content: bytes) -> None:
+    """Up to where the model would begin; pictures are an arm's to read."""
+    try:
+        request = ChatRequest.model_validate_json(content)
+        messages = [plain(message, repeat(PICTURE), repeat(CHECKPOINT)) for message in request.messages]
+        loaded().template.render(messages, tools=[tool.model_dump() for tool in request.offered_tools])
+        assert request.characters >= 0
+        sampling(request, {"temperature": 1.0})
+        if held := constraint(SimpleNamespace(grammar=grammar()), request):  # type: ignore[arg-type]
+            held.apply(np.zeros(512, np.float32))
+    except (ApiError, ValidationError):
+        pass
+
+
+@cache
+def loaded() -> Processor:
+    return Processor.load(CHECKPOINT)
+
+
+@cache
+def grammar() -> Grammar:
+    return Grammar(loaded().tokenizer, loaded().config)
+
+
+def gate(content: bytes) -> None:
+    (scratch() / "evidence").mkdir(exist_ok=True)
+    file = written(NAME, content)
+    JUDGED.model_copy(update={"evidence": {NAME: hash_file(file)}}).write(scratch())
+    refusal(parse_policy(f"{SMALLEST}rollout: {{arm: int4, gate: {json.dumps(str(file))}}}\n"))
+
+
+def quantization(content: bytes) -> None:
+    Quantization.parse(read_json(written("config.json", content)).get("quantization_config"))
+
+
 def video(content: bytes) -> None:
     prepare_video(written("video.mp4", content), None, VIDEO)
 
 
 VIDEO = VideoConfig(patch_size=16, temporal_patch_size=2, merge_size=2)
+PICTURE = Image.new("RGB", (8, 8))
+JUDGED = Manifest(name="m", variant="v", stage="export", stage_version="1", key="k", files={})
 # What is right by each metric, in the form that its items have.
 OBJECT, LIST = '{"name": "a", "arguments": {"b": [1, "c"]}}', '["one", "two"]'
 RIGHT = dict.fromkeys(METRICS, "12") | {
@@ -126,6 +181,8 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "safetensors": lambda content: read_safetensors(written("x.safetensors", content)),
     "index": index,
     "config": lambda content: ModelConfig.load(beside_the_checkpoint("config.json", content)),
+    "quantization": quantization,
+    "generation": lambda content: sampling_defaults(beside_the_checkpoint("generation_config.json", content)),
     "preprocessor": lambda content: Processor.load(
         beside_the_checkpoint("preprocessor_config.json", content)
     ),
@@ -145,6 +202,13 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "image": lambda content: load_image(written("picture", content)),
     "video": video,
     "answer": answer,
+    "request": chat_request,
+    "traffic": asked,
+    "arm": answered,
+    "admin": administered,
+    "gate": gate,
+    "log": lambda content: read_logs([written("log", content)]),
+    "history": lambda content: read_history([written("history.jsonl", content)]),
 }
 
 
