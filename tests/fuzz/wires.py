@@ -6,11 +6,13 @@ Whatever comes in, each side gets only what a second reader of HTTP, h11, reads 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import h11
 from pydantic_core import to_json
@@ -19,7 +21,6 @@ from serve.router.admin import Admin
 from serve.router.client import Client
 from serve.router.log import line
 from serve.router.reading import parse_policy
-from serve.router.record import Record
 from serve.router.router import Router
 from serve.router.upstream import Upstream
 from serve.router.versions import Change
@@ -90,14 +91,13 @@ def play(scene: Callable[[], Any]) -> None:
         raise context.get("exception") or RuntimeError(context["message"])
 
 
-def router(policy: Any, answer: bytes) -> tuple[Router, list[Reader]]:
-    """One whose arm answers every request so, at once; what the arm reads on each connection."""
+@contextmanager
+def router(policy: Any, answer: bytes) -> Iterator[Router]:
+    """One whose arm answers every request so, at once."""
     found = Router(policy, 1, SimpleNamespace(write=lambda record: to_json(line(record, 0.0))))  # type: ignore[arg-type]
-    arms: list[Reader] = []
 
     async def connect(upstream: Upstream) -> None:
         arm = Reader(h11.SERVER)
-        arms.append(arm)
 
         def hear(data: bytes) -> None:
             for event in arm.feed(data):
@@ -107,30 +107,28 @@ def router(policy: Any, answer: bytes) -> tuple[Router, list[Reader]]:
 
         upstream.connection_made(Wire(upstream, hear))
 
-    Upstream._connect = connect  # type: ignore[method-assign]
-    return found, arms
+    with patch.object(Upstream, "_connect", connect):
+        yield found
 
 
-async def converse(policy: Any, pieces: list[bytes], answer: bytes) -> tuple[Record | None, bytes]:
-    """A client sends the pieces and stays a while: how the last of its requests ended, all that it got."""
-    served, _ = router(policy, answer)
-    ended: list[Record] = []
-    served.observers.append(ended.append)
+async def converse(policy: Any, pieces: list[bytes], answer: bytes) -> bytes:
+    """A client sends the pieces and stays a while: all that it got."""
     got = bytearray()
-    client = Client(served)
-    client.connection_made(Wire(client, got.extend))
-    for piece in pieces:
-        client.data_received(piece)
+    with router(policy, answer) as served:
+        client = Client(served)
+        client.connection_made(Wire(client, got.extend))
+        for piece in pieces:
+            client.data_received(piece)
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        client.connection_lost(None)
         for _ in range(TURNS):
             await asyncio.sleep(0)
-    client.connection_lost(None)
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
     for arm in served.live.arms.values():
         assert arm.in_flight == 0, "it is still counted as in flight"
         arm.retire()
     assert not served.watched
-    return (ended[-1] if ended else None), bytes(got)
+    return bytes(got)
 
 
 def asked(content: bytes) -> None:
@@ -140,7 +138,7 @@ def asked(content: bytes) -> None:
     for policy in (POLICY, BY_USER):
 
         async def scene(policy: Any = policy) -> None:
-            _, got = await converse(policy, pieces, whole(b"ok"))
+            got = await converse(policy, pieces, whole(b"ok"))
             rest = got.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
             assert rest.count(b"HTTP/1.1 ") == rest.count(b"content-length: "), "an answer that is not whole"
 
@@ -151,7 +149,7 @@ def answered(content: bytes) -> None:
     """What an arm answers. The client gets one answer, or the beginning of one; never a second."""
 
     async def scene() -> None:
-        _, got = await converse(POLICY, [request()], content)
+        got = await converse(POLICY, [request()], content)
         client = Reader(h11.CLIENT)
         client.connection.send(h11.Request(method="POST", target="/", headers=[("host", "a")]))
         client.connection.send(h11.EndOfMessage())
