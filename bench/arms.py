@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -81,8 +82,8 @@ def in_a_process(directory: Path, device: str = "cpu") -> Iterator[Arm]:
 def _serve(parent: int, directory: Path, device: str, pipe: Connection) -> None:
     """An arm's process: what is wrong with the folder, or None; then stamps for all that it is asked."""
     end_with(parent)
-    # The terminal interrupts both processes; the parent says so.
-    with suppress(EOFError, ConnectionError, KeyboardInterrupt):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the terminal interrupts both processes; the parent says so
+    with suppress(EOFError, ConnectionError):
         session = _opened(directory, device, pipe)
         with no_garbage_collection():
             while session:

@@ -249,5 +249,5 @@ def test_ctrl_c_ends_an_arm_without_a_word(micro_checkpoint: Path, capfd: pytest
         assert process.pid
         os.kill(process.pid, signal.SIGINT)
         process.join(60)
-        assert process.exitcode == 0
+        assert process.exitcode == -signal.SIGINT
     assert capfd.readouterr().err == ""
