@@ -26,8 +26,8 @@ Figure = tuple[str, float | None]  # a metric, and which quantile of it; without
 
 
 def figures(limits: Limits, load: float = 0.0) -> dict[Figure, float]:
-    """What is limited, and to which ratio. Under load the whole answer, wait and all, request by request: some
-    wait for nobody, so that a quantile over all requests jumps with who is in front.
+    """What is limited, and to which ratio. Under load the whole answer, wait and all, request by request: who
+    waits and who does not is two groups, and a quantile over both jumps.
     """
     asked: dict[Figure, float | None] = {
         ("ttft_ms", 0.5): limits.ttft_p50_ratio,
