@@ -14,6 +14,7 @@ import uvicorn
 
 from engines.errors import UserError
 from engines.onnx_files import DECODER
+from serve.arm.allocator import keep_memory_flat
 from serve.arm.app import build_app
 from serve.arm.arm import Arm, Settings
 from serve.arm.media import Limits
@@ -25,6 +26,7 @@ def run(options: argparse.Namespace) -> None:
     """Serve until SIGTERM; UserError when the arm cannot start."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("serve.arm").setLevel(logging.INFO)
+    keep_memory_flat()
     arm = Arm(_settings(options))
     config = http_config(arm)
     listener = _listen(options.host, options.port)
