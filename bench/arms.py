@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.process import died
 from engines.errors import UserError, reason
 from engines.lifetime import end_with
 
@@ -60,9 +61,7 @@ def in_a_process(directory: Path, device: str = "cpu") -> Iterator[Arm]:
             return pipe.recv()
         except (EOFError, ConnectionError):
             process.join()
-            raise UserError(
-                f"{directory}: its process ended with code {process.exitcode}, likely out of memory"
-            ) from None
+            raise died(str(directory), process.exitcode or 0) from None
 
     def answer(prompts: Sequence[Inputs], output_tokens: int) -> Stamps:
         with suppress(ConnectionError):  # it is gone: receive tells

@@ -40,10 +40,7 @@ def apart(
                 kind, value = pipe.recv()
             except (EOFError, ConnectionError):
                 process.join()
-                raise UserError(
-                    f"{function.__module__}: its process ended with code {process.exitcode}, "
-                    "likely out of memory; close other programs or ask for less"
-                ) from None
+                raise died(function.__module__, process.exitcode or 0) from None
             if kind == "returned":
                 result: Result = value
                 return result
@@ -55,6 +52,16 @@ def apart(
         pipe.close()
         process.terminate()
         process.join()
+
+
+def died(what: str, code: int) -> UserError:
+    """What is said of a process that left no word; code: as `Process.exitcode` has it."""
+    if code >= 0:
+        return UserError(f"{what}: its process ended with code {code}, without a word")
+    return UserError(
+        f"{what}: its process was killed (signal {-code}), most likely as memory ran out: close other "
+        "programs, raise the container's limit, or ask for less"
+    )
 
 
 def _run(

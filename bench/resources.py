@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench.process import died
 from engines.config import ModelConfig
 from engines.device import Watch
 from engines.errors import UserError
@@ -70,9 +71,7 @@ def peak_memory(directory: Path, *, context: int, batch: int, device: str = "cpu
         )
     conditions = f"{directory} at context {context} x batch {batch}"
     if done.returncode < 0:
-        raise UserError(
-            f"{conditions}: killed by signal {-done.returncode}, likely out of memory; ask for less"
-        )
+        raise died(conditions, done.returncode)
     lines = done.stdout.strip().splitlines() if done.returncode == 0 else done.stderr.strip().splitlines()
     last = lines[-1] if lines else f"no output, exit code {done.returncode}"
     if done.returncode:

@@ -26,6 +26,7 @@ from build.store import Store
 from engines.artifact import MANIFEST, Manifest
 from engines.config import ModelConfig
 from engines.errors import UserError
+from engines.memory import available_memory, check_address_space
 from engines.units import duration, human_size
 
 DEFAULT_MEMORY = 6_000_000_000  # for which plan tells the longest contexts
@@ -153,12 +154,19 @@ def schema_command(options: Namespace) -> int:
 def _place(options: Namespace, recipe: Recipe, source: Source, console: Console) -> Iterator[Place]:
     """This machine, or a cluster with --on; of its stages none takes more memory than the baseline's run."""
     gate, config = recipe.gate, ModelConfig.load(source.path)  # what cannot be built leaves no folder behind
+    memory = memory_bytes(config, "fp16", recipe.quantize.group_size, gate.context, gate.batch)
+    if not options.on:
+        check_address_space()
+        if memory > (free := available_memory()):
+            raise UserError(
+                f"the baseline at context {gate.context} x {gate.batch} takes about {human_size(memory)}, "
+                f"{human_size(free)} are free: close other programs, or raise the container's limit"
+            )
     store = Store(options.out / ".store", console.say, options.store)
     store.root.mkdir(parents=True, exist_ok=True)
     if not options.on:
         yield Here(store)
         return
-    memory = memory_bytes(config, "fp16", recipe.quantize.group_size, gate.context, gate.batch)
     with connected(options.on, store, memory) as cluster:
         yield cluster
 

@@ -64,11 +64,11 @@ def quantized(variant: str, base: Entry, source: Source, settings: Quantize, con
     method, calibration = str(KINDS[variant].method), calibration_file(settings)
 
     def run(out: Path, scratch: Path) -> dict[str, Any]:
-        from quantize.pipeline import quantize_checkpoint
+        from quantize.run import quantize
 
         with console.progress(f"{method} samples, layers") as report:
             receipt = apart(
-                quantize_checkpoint,
+                quantize,
                 base.path,
                 out,
                 method=method,

@@ -1,9 +1,8 @@
-"""What this machine has: memory that is free, and an NVIDIA GPU, asked through NVML."""
+"""The NVIDIA GPU of this machine, asked through NVML."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from threading import Event, Thread
 from typing import Any
@@ -18,19 +17,6 @@ class Gpu:
     memory: int
     driver: str
     cuda: str = ""
-
-
-def available_memory() -> int:
-    """Bytes this process may still take: the machine's, or its container's where that is less."""
-    meminfo = Path("/proc/meminfo").read_text()
-    free = 1024 * int(meminfo.split("MemAvailable:")[1].split()[0])
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def find_gpu(index: int = 0) -> Gpu | None:

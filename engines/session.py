@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engines.cache import Cache
 from engines.config import ModelConfig
 from engines.errors import UserError
+from engines.memory import check_address_space
 from engines.onnx_files import DECODER
 from engines.processor import Inputs
 
@@ -58,6 +59,7 @@ def open_session(directory: Path, *, threads: int | None = None, device: str = "
 
         return OnnxSession(directory, threads=threads)
     if any(directory.glob("*.safetensors")):
+        check_address_space()
         from engines.reference import ReferenceSession
 
         return ReferenceSession(directory, threads=threads, device=device)

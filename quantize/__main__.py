@@ -85,10 +85,10 @@ def _quantize(options: argparse.Namespace) -> None:
     work_dir = out.with_name(f".{out.name}.work")
     if out.exists():  # before torch is imported
         raise UserError(f"{options.out} already exists: choose another output, or remove it first")
-    from quantize.pipeline import quantize_checkpoint
+    from quantize.run import quantize
 
     with progress() as report:
-        summary = quantize_checkpoint(
+        summary = quantize(
             options.checkpoint,
             out,
             method=options.method,

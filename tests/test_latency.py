@@ -238,7 +238,7 @@ def test_an_arm_that_dies_is_told_of(micro_checkpoint: Path) -> None:
     inputs = Processor.load(micro_checkpoint)([{"role": "user", "content": "Code of Zafolo?"}])
     with in_a_process(micro_checkpoint) as answer:
         multiprocessing.active_children()[0].kill()
-        with pytest.raises(UserError, match="ended with code -9"):
+        with pytest.raises(UserError, match=r"killed \(signal 9\)"):
             answer([inputs], 2)
 
 

@@ -41,5 +41,7 @@ def test_errors_come_back_as_they_were(error: Exception) -> None:
 
 
 def test_a_death_is_one_clear_line() -> None:
-    with pytest.raises(UserError, match="ended with code -9, likely out of memory"):
+    with pytest.raises(
+        UserError, match=r"its process was killed \(signal 9\), most likely as memory ran out"
+    ):
         apart(die)

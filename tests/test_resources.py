@@ -75,5 +75,5 @@ def test_a_killed_process_is_reported(
     fake.write_text("#!/bin/sh\nkill -9 $$\n")
     fake.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(fake))
-    with pytest.raises(UserError, match="killed by signal 9"):
+    with pytest.raises(UserError, match=r"killed \(signal 9\)"):
         peak_memory(micro_checkpoint, context=64, batch=1)

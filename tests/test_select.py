@@ -14,8 +14,9 @@ import yaml
 from build.__main__ import main
 from build.select import devices
 from build.select.devices import KNOWN, Device
-from engines.device import Gpu, available_memory
+from engines.device import Gpu
 from engines.errors import UserError
+from engines.memory import available_memory
 from serve.router.reading import read_policy
 from serve.selected import select_policy
 from serve.up import arm_commands

@@ -12,9 +12,10 @@ from pathlib import Path
 from build import rates
 from build.rates import Machine
 from build.store import processor_name
-from engines.device import available_memory, find_gpu
+from engines.device import find_gpu
 from engines.engine_files import RTX, TENSORRT, Runtime
 from engines.errors import UserError
+from engines.memory import available_memory
 from engines.tensorrt.targets import TARGETS
 
 # What brings the library that loads engines; of TensorRT for RTX its plug-in for onnxruntime has it.

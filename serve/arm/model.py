@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engines.artifact import MANIFEST, Manifest, hash_file
 from engines.config import ModelConfig, read_json, validation_message
 from engines.constraint import Grammar
-from engines.device import available_memory
 from engines.engine_files import ENGINE_FACTS
 from engines.errors import UserError
+from engines.memory import available_memory
 from engines.one_slot import OneSlot
 from engines.onnx_files import DECODER
 from engines.onnx_session import OnnxSession
