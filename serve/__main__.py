@@ -36,6 +36,10 @@ def parser(command: str = "") -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.command in ("arm", "router", "up"):
+        from serve.open_files import allow_open_files
+
+        allow_open_files()
     if options.command == "arm":
         from serve.arm.server import run
 

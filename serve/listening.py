@@ -16,9 +16,8 @@ def listening(host: str, port: int, option: str = "--port") -> Iterator[None]:
         yield
     except (OSError, OverflowError) as error:
         why: object = error
-        if isinstance(
-            error, OSError
-        ):  # asyncio's text repeats the address; a name that is not found has no number
+        if isinstance(error, OSError):
+            # asyncio's text repeats the address; a name that is not found has no number.
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
         raise UserError(
             f"cannot listen on {host}:{port}: {why}; name another {option}, or 0 for a free one"

@@ -284,6 +284,20 @@ def test_few_files_are_enough_or_told(files: int, tmp_path: Path) -> None:
         assert [verify(folder) for folder in published(tmp_path / "there")] == [[]]
 
 
+@pytest.mark.parametrize("files", [8, 16, 63])
+@pytest.mark.parametrize("line", [["arm", "nowhere"], ["router", "nowhere"], ["up", "nowhere"]])
+def test_too_few_files_to_serve_are_told(files: int, line: list[str]) -> None:
+    """Libraries that cannot open theirs abort, or leave tracebacks behind."""
+    done = python("runpy.run_module('serve', run_name='__main__')", *line, NOFILE=files)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        [
+            f"error: {files} files may be open at once, expected at least 64: raise the limit (ulimit -Hn, "
+            "LimitNOFILE= in systemd)"
+        ],
+    )
+
+
 # Clocks
 
 

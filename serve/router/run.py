@@ -62,8 +62,6 @@ class Running:
 
 def run(options: Options) -> None:
     """Serves until SIGTERM or SIGINT, then lets streams finish for `drain_s`. SIGHUP reads the file again."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two files a stream
     uvloop.run(_until_told(options))
 
 
